@@ -1,0 +1,502 @@
+"""Every setting of an experiment, once: its name, type, default, unit, check and meaning.
+
+The dataclasses below are the only home of defaults. `base_config()` turns them into a locked `ml_collections.ConfigDict`,
+which an experiment file edits and command-line flags override; `from_config_dict` turns the result back into
+dataclasses, checking every range and combination on the way. Code below this file never sees a ConfigDict.
+
+A duration has three fields, `<name>_steps`, `<name>_tokens` and `<name>_epochs`, of which at most one is set;
+`Duration` fields are resolved by `resolve_durations`, so that the rest of the library sees steps only.
+
+This file imports no jax, so that `lmjax --help` and the scaling tools stay fast.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from typing import Any, Mapping
+
+import ml_collections
+
+
+class UserError(Exception):
+  """Something the user can mend. Its message is one sentence: what is wrong, where, and what would be right."""
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+  """Returns `; did you mean 'x'?` for the known name closest to `name`, or a list of what is known."""
+  known = sorted(known)
+  match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f"; did you mean {match[0]!r}?" if match else f"; known are: {', '.join(known)}"
+
+
+def setting(default: Any, help: str, *, unit: str = "", choices: tuple = (), low: float | None = None,
+            above: float | None = None, high: float | None = None) -> Any:
+  """Declares one config field.
+
+  Args:
+    default: the value when nothing else is said.
+    help: what it means, one sentence.
+    unit: what a number counts.
+    choices: the values allowed, where they can be listed.
+    low: the smallest value allowed.
+    above: a bound that the value must exceed.
+    high: the largest value allowed.
+  """
+  meta = dict(help=help, unit=unit, choices=choices, low=low, above=above, high=high)
+  return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The architecture. Presets for the published families are in `lmjax/models/families.py`."""
+  num_layers: int = setting(4, "Transformer blocks.", low=1)
+  embed_dim: int = setting(128, "Width of the residual stream (D).", low=1)
+  num_heads: int = setting(4, "Query heads (N).", low=1)
+  num_kv_heads: int | None = setting(None, "Key and value heads (K); None means num_heads.", low=1)
+  head_dim: int | None = setting(None, "Width of a head (H); None means embed_dim // num_heads.", low=1)
+  mlp_dim: int | None = setting(None, "Hidden width of the MLP (F); None means 4 * embed_dim.", low=1)
+  vocab_size: int | None = setting(
+      None, "Rows of the embedding (V); None means the tokenizer's size rounded up to a multiple of 128.", low=2)
+  max_positions: int | None = setting(
+      None, "Positions a learned table holds; None means data.seq_len.", unit="tokens", low=1)
+  block: str = setting("pre", "Where the norms stand in a block.", choices=("pre", "post", "parallel"))
+  norm: str = setting("layernorm", "Normalisation.", choices=("layernorm", "rmsnorm"))
+  norm_eps: float = setting(1e-5, "Added to the variance before its root.", above=0)
+  norm_bias: bool = setting(True, "Whether LayerNorm has a bias.")
+  position: str = setting("learned", "Position information.",
+                          choices=("learned", "rotary", "sinusoidal", "alibi", "none"))
+  rope_theta: float = setting(10_000.0, "Base of the rotary wavelengths.", above=0)
+  activation: str = setting("gelu_tanh", "Activation of the MLP.", choices=("gelu", "gelu_tanh", "relu", "silu"))
+  gated_mlp: bool = setting(False, "Whether the MLP is gated (GLU variants).")
+  use_bias: bool = setting(True, "Whether the linear maps have biases.")
+  qk_norm: bool = setting(False, "Whether queries and keys are RMS-normalised per head.")
+  attention_window: int | None = setting(
+      None, "Keys a query may see, itself included; None means all before it.", unit="tokens", low=1)
+  attention_softcap: float | None = setting(None, "Attention scores are squashed to +-this by tanh.", above=0)
+  logit_softcap: float | None = setting(None, "Output logits are squashed to +-this by tanh.", above=0)
+  tie_embeddings: bool = setting(True, "Whether the output projection is the embedding's transpose.")
+  scale_embeddings: bool = setting(False, "Whether embeddings are multiplied by sqrt(embed_dim).")
+  dropout: float = setting(0.0, "Dropout rate of embeddings, attention output and MLP output.", low=0, high=0.99)
+  init_std: float = setting(0.02, "Standard deviation of the initial weights.", above=0)
+  scale_residual_init: bool = setting(
+      True, "Whether projections into the residual stream start smaller by sqrt(2 * num_layers), as in GPT-2.")
+  attention_impl: str = setting("auto", "Attention kernel; auto chooses by platform.",
+                                choices=("auto", "xla", "chunked", "cudnn"))
+  dtype: str = setting("auto", "Compute type; auto is bfloat16 on accelerators and float32 on CPU.",
+                       choices=("auto", "float32", "bfloat16", "float16"))
+  param_dtype: str = setting("float32", "Type the parameters are kept in.", choices=("float32", "bfloat16"))
+  remat_policy: str = setting("none", "What the backward pass recomputes.",
+                              choices=("none", "full", "dots", "dots_no_batch"))
+  scan_layers: bool = setting(True, "Loop over the layers (compile time does not grow) or unroll them (often faster).")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where text comes from and how it becomes examples."""
+  source: str = setting(
+      "stdlib", "Where text comes from: stdlib, a path or glob of .txt, .py, .md, .jsonl or .parquet files, "
+      "tfds:NAME, or the folder of a prepared TFDS data set. Several are joined by commas.")
+  weights: tuple = setting((), "Share of each source in the mixture; () means in proportion to their tokens.")
+  text_field: str = setting("text", "Field of a jsonl, parquet or TFDS record that holds the text.")
+  data_dir: str | None = setting(None, "Where TFDS data sets lie; None means TFDS's own default.")
+  validation_fraction: float = setting(
+      0.05, "Share of the text held out, for a source that has no validation split.", low=0, high=0.5)
+  tokenizer: str = setting("bpe", "bytes, bpe (trained on the training text), or the path of a tokenizer.json.")
+  tokenizer_vocab_size: int = setting(4096, "Vocabulary of a trained tokenizer.", unit="tokens", low=257)
+  seq_len: int = setting(256, "Length of an example.", unit="tokens", low=2)
+  packing: str = setting("concat", "How documents fill examples: concat (joined, then split) or best_fit "
+                         "(few are cut, the rest padded, attention kept within a document).",
+                         choices=("concat", "best_fit"))
+  document_mask: bool = setting(False, "Whether concat packing, too, keeps attention within a document.")
+  shuffle: bool = setting(True, "Whether training examples are shuffled, anew each epoch.")
+  cache_dir: str | None = setting(None, "Where tokenised text is kept; None means ~/.cache/lmjax.")
+  num_workers: int = setting(0, "Grain worker processes; 0 reads in threads.", low=0)
+  prefetch: int = setting(4, "Batches read ahead.", unit="batches", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """What is minimised."""
+  name: str = setting("causal_lm", "Objective.", choices=("causal_lm",))
+  label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
+  z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)
+  loss_chunk: int | None = setting(
+      None, "Positions projected to logits at a time; None chooses so that they stay small.", unit="tokens", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """The optimizer and its schedule."""
+  name: str = setting("adamw", "Optimizer.",
+                      choices=("adamw", "adafactor", "lion", "sgd", "muon", "schedule_free", "sophia"))
+  learning_rate: float = setting(1e-3, "Peak learning rate.", low=0)
+  schedule: str = setting("cosine", "Shape of the learning rate after warmup.",
+                          choices=("constant", "linear", "cosine", "inverse_sqrt", "wsd"))
+  warmup_steps: int | None = setting(None, "Linear warmup.", unit="steps", low=0)
+  warmup_tokens: float | None = setting(None, "Linear warmup.", unit="tokens", low=0)
+  warmup_epochs: float | None = setting(None, "Linear warmup.", unit="epochs", low=0)
+  decay_steps: int | None = setting(None, "Final decay of the wsd schedule; unset means a fifth of the run.",
+                                    unit="steps", low=0)
+  decay_tokens: float | None = setting(None, "Final decay of the wsd schedule.", unit="tokens", low=0)
+  decay_epochs: float | None = setting(None, "Final decay of the wsd schedule.", unit="epochs", low=0)
+  final_learning_rate_ratio: float = setting(0.1, "Learning rate at the end over its peak.", low=0, high=1)
+  beta1: float = setting(0.9, "Decay of the first moment.", low=0, high=1)
+  beta2: float = setting(0.95, "Decay of the second moment.", low=0, high=1)
+  eps: float = setting(1e-8, "Added to the denominator.", above=0)
+  weight_decay: float = setting(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0)
+  clip_norm: float | None = setting(1.0, "Gradients of a larger global norm are scaled down to it.", above=0)
+  adam_learning_rate_ratio: float = setting(
+      0.2, "Under muon: learning rate of what Muon leaves to AdamW (embeddings, norms, biases), over the peak.", low=0)
+  learning_rate_policy: tuple = setting(
+      (), "Ordered (regex, factor) pairs on parameter paths: the first that matches scales the learning rate.")
+  weight_decay_policy: tuple = setting(
+      ((r"(^|/)(bias|scale)$", 0.0),),
+      "Ordered (regex, factor) pairs on parameter paths: the first that matches scales the weight decay.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The loop."""
+  num_steps: int | None = setting(None, "Length of the run.", unit="steps", low=1)
+  num_tokens: float | None = setting(None, "Length of the run.", unit="tokens", above=0)
+  num_epochs: float | None = setting(None, "Length of the run.", unit="epochs", above=0)
+  batch_size: int = setting(16, "Sequences of a step over all devices.", unit="sequences", low=1)
+  grad_accum_steps: int = setting(1, "Microbatches a batch is split into.", low=1)
+  ema_decay: float = setting(0.0, "Decay of the moving average of the weights; 0 keeps none.", low=0, high=0.99999999)
+  on_nonfinite: str = setting("stop", "What a loss or gradient that is not finite does; its update is never applied.",
+                              choices=("stop", "skip"))
+  on_spike: str = setting("ignore", "What a loss far above its running mean does; stop and skip drop its update.",
+                          choices=("ignore", "stop", "skip"))
+  spike_threshold: float = setting(
+      6.0, "A spike is a loss more than this many running standard deviations above its running mean.", above=0)
+  log_every_steps: int = setting(10, "Metrics are written this often.", unit="steps", low=1)
+  sample_prompt: str = setting("def ", "Prompt of the sample printed at the end of training.")
+  sample_length: int = setting(160, "Length of that sample; 0 prints none.", unit="tokens", low=0)
+  compilation_cache: bool = setting(True, "Whether compiled programs are kept on disk between runs.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Evaluation during and after training."""
+  sets: tuple = setting(
+      ("validation",), "What to evaluate on: validation, train, or NAME=SOURCE with a source as in data.source.")
+  every_steps: int | None = setting(None, "How often in the loop; unset means at the end only.", unit="steps", low=1)
+  every_tokens: float | None = setting(None, "How often in the loop.", unit="tokens", above=0)
+  every_epochs: float | None = setting(None, "How often in the loop.", unit="epochs", above=0)
+  batch_size: int | None = setting(None, "None means train.batch_size.", unit="sequences", low=1)
+  num_batches: int | None = setting(16, "Batches of each evaluation in the loop; None means all.", low=1)
+  final_num_batches: int | None = setting(None, "Batches of the evaluation after training; None means all.", low=1)
+  use_ema: bool = setting(True, "Whether to evaluate the averaged weights where train.ema_decay keeps them.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """What is saved, and what a run starts from: its own workdir, then restore_from, then import_from, then scratch."""
+  every_steps: int | None = setting(None, "How often; unset means at the end only.", unit="steps", low=1)
+  every_tokens: float | None = setting(None, "How often.", unit="tokens", above=0)
+  every_epochs: float | None = setting(None, "How often.", unit="epochs", above=0)
+  keep_last: int = setting(2, "Newest checkpoints kept.", low=1)
+  keep_every_steps: int | None = setting(None, "Checkpoints at multiples of this are kept for good.",
+                                         unit="steps", low=1)
+  async_save: bool = setting(True, "Whether training goes on while a checkpoint is written.")
+  restore_from: str | None = setting(None, "Workdir whose parameters a fresh run starts from.")
+  import_from: str | None = setting(None, "Hugging Face folder whose parameters a fresh run starts from.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Size of each mesh axis; one may be -1 and takes the devices that are left."""
+  replica: int = setting(1, "Copies of the model across slices.", low=-1)
+  data: int = setting(-1, "Copies of the model, each with its part of the batch.", low=-1)
+  fsdp: int = setting(1, "Splits parameters and the batch.", low=-1)
+  stage: int = setting(1, "Pipeline stages.", low=-1)
+  expert: int = setting(1, "Splits experts.", low=-1)
+  context: int = setting(1, "Splits the sequence.", low=-1)
+  tensor: int = setting(1, "Splits heads, MLP and vocabulary.", low=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingConfig:
+  """Where metrics go besides metrics.jsonl, which is always written."""
+  tensorboard: bool = setting(True, "Whether TensorBoard events are written.")
+  wandb_project: str | None = setting(None, "Weights & Biases project to log to.")
+  trackio_project: str | None = setting(None, "trackio project to log to.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """An experiment."""
+  model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+  optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+  train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+  checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+  seed: int = setting(0, "Seed of initial parameters, data order and dropout.", low=0)
+
+
+# Every duration: (group, stem of its three fields).
+DURATIONS = (("train", "num"), ("optim", "warmup"), ("optim", "decay"), ("eval", "every"), ("checkpoint", "every"))
+_UNITS = ("steps", "tokens", "epochs")
+
+
+def base_config() -> ml_collections.ConfigDict:
+  """Returns all settings at their defaults as a locked ConfigDict, for an experiment file to edit."""
+  config = ml_collections.ConfigDict(convert_dict=False)
+  for name, kind in _fields(Config):
+    if dataclasses.is_dataclass(kind):
+      group = ml_collections.ConfigDict(convert_dict=False)
+      for key, (key_type, field) in _settings(kind).items():
+        group[key] = _config_dict_default(field.default, key_type)
+      config[name] = group
+    else:
+      config[name] = getattr(Config, name)
+  return config.lock()
+
+
+def from_config_dict(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+  """Returns the checked dataclasses of a ConfigDict or of the dict read from config.json.
+
+  Raises:
+    UserError: for an unknown name, a value out of range or of the wrong type, or a combination that cannot work.
+  """
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  groups = {}
+  top = dict(_fields(Config))
+  _reject_unknown("config", config, top)
+  for name, kind in top.items():
+    if name not in config:
+      continue
+    if not dataclasses.is_dataclass(kind):
+      groups[name] = _checked("config", name, config[name], kind, Config.__dataclass_fields__[name])
+      continue
+    if not isinstance(config[name], Mapping):
+      raise UserError(f"config.{name} is {config[name]!r}, but it is a group of settings.")
+    settings = _settings(kind)
+    _reject_unknown(f"config.{name}", config[name], settings)
+    groups[name] = kind(**{key: _checked(f"config.{name}", key, value, *settings[key])
+                           for key, value in config[name].items()})
+  result = Config(**groups)
+  _check_combinations(result)
+  return result
+
+
+def to_json(config: Config) -> str:
+  """Returns the config as JSON, the text of a run's config.json."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+  """Inverse of `to_json`."""
+  return from_config_dict(json.loads(text))
+
+
+def settings_help() -> typing.Iterator[tuple[str, Any, str]]:
+  """Yields (dotted name, default, sentence) for every setting, in order."""
+  for name, kind in _fields(Config):
+    if not dataclasses.is_dataclass(kind):
+      field = Config.__dataclass_fields__[name]
+      yield name, field.default, field.metadata["help"]
+      continue
+    for key, (_, field) in _settings(kind).items():
+      meta = field.metadata
+      extra = [f"in {meta['unit']}"] if meta["unit"] else []
+      extra += ["one of " + ", ".join(map(str, meta["choices"]))] if meta["choices"] else []
+      yield f"{name}.{key}", field.default, meta["help"] + (f" ({'; '.join(extra)})" if extra else "")
+
+
+def resolve_model(config: Config, vocab_size: int) -> Config:
+  """Fills the model's derived sizes in, given the tokenizer's `vocab_size`.
+
+  Raises:
+    UserError: where the tokenizer has more tokens than the model has rows.
+  """
+  model = config.model
+  if model.vocab_size is not None and model.vocab_size < vocab_size:
+    raise UserError(f"The tokenizer has {vocab_size} tokens but config.model.vocab_size is {model.vocab_size}; "
+                    f"set it to {vocab_size} or more, or leave it None.")
+  model = dataclasses.replace(
+      model,
+      num_kv_heads=model.num_kv_heads or model.num_heads,
+      head_dim=model.head_dim or model.embed_dim // model.num_heads,
+      mlp_dim=model.mlp_dim or 4 * model.embed_dim,
+      vocab_size=model.vocab_size or -(-vocab_size // 128) * 128,
+      max_positions=model.max_positions or config.data.seq_len)
+  return dataclasses.replace(config, model=model)
+
+
+def resolve_durations(config: Config, tokens_per_epoch: int) -> Config:
+  """Returns the config with every duration in steps.
+
+  A step is `train.batch_size * data.seq_len` tokens. Tokens and epochs are rounded to the nearest step, at least 1.
+
+  Args:
+    config: the config as the user gave it.
+    tokens_per_epoch: tokens of one pass over the training data.
+  """
+  tokens_per_step = config.train.batch_size * config.data.seq_len
+  groups = {}
+  for group, stem in DURATIONS:
+    settings = groups.get(group, getattr(config, group))
+    steps, tokens, epochs = (getattr(settings, f"{stem}_{unit}") for unit in _UNITS)
+    if epochs is not None:
+      tokens = epochs * tokens_per_epoch
+    if tokens is not None:
+      steps = max(1, round(tokens / tokens_per_step)) if tokens > 0 else 0
+    groups[group] = dataclasses.replace(
+        settings, **{f"{stem}_steps": steps, f"{stem}_tokens": None, f"{stem}_epochs": None})
+  result = dataclasses.replace(config, **groups)
+  num_steps, warmup, decay = result.train.num_steps, result.optim.warmup_steps or 0, result.optim.decay_steps or 0
+  if warmup + decay > num_steps:
+    raise UserError(f"config.optim warms up for {warmup} steps and decays for {decay}, but the run has only "
+                    f"{num_steps} (config.train.num_steps); shorten them or lengthen the run.")
+  return result
+
+
+def keep_last_duration(config: ml_collections.ConfigDict, overridden: typing.Iterable[str]) -> None:
+  """Clears the other units of each duration that a flag has set, so that what was said last counts.
+
+  Args:
+    config: edited in place.
+    overridden: dotted names of the settings given as flags.
+  """
+  overridden = set(overridden)
+  for group, stem in DURATIONS:
+    names = {unit: f"{group}.{stem}_{unit}" for unit in _UNITS}
+    if not overridden & set(names.values()):
+      continue
+    for unit, name in names.items():
+      if name not in overridden:
+        config[group][f"{stem}_{unit}"] = None
+
+
+def _fields(kind: type) -> list[tuple[str, type]]:
+  hints = typing.get_type_hints(kind)
+  return [(field.name, hints[field.name]) for field in dataclasses.fields(kind)]
+
+
+def _settings(kind: type) -> dict[str, tuple[type, dataclasses.Field]]:
+  fields = kind.__dataclass_fields__
+  return {name: (key_type, fields[name]) for name, key_type in _fields(kind)}
+
+
+def _optional(kind: type) -> tuple[type, bool]:
+  """Splits `int | None` into (int, True) and `int` into (int, False)."""
+  if isinstance(kind, types.UnionType):
+    return next(a for a in typing.get_args(kind) if a is not type(None)), True
+  return kind, False
+
+
+def _config_dict_default(default: Any, kind: type) -> Any:
+  base, optional = _optional(kind)
+  if not optional:
+    return default
+  return ml_collections.config_dict.FieldReference(default, field_type=base)
+
+
+def _reject_unknown(where: str, given: typing.Iterable[str], known: typing.Iterable[str]) -> None:
+  for name in given:
+    if name not in known:
+      raise UserError(f"{where} has no setting {name!r}{nearest(name, known)}")
+
+
+def _checked(where: str, name: str, value: Any, kind: type, field: dataclasses.Field) -> Any:
+  """Returns the value in the field's type, or raises a UserError that says what would be right."""
+  full = f"{where}.{name}"
+  base, optional = _optional(kind)
+  if value is None:
+    if optional:
+      return None
+    raise UserError(f"{full} is None, but it needs a value of type {base.__name__}.")
+  value = _converted(full, value, base)
+  meta = field.metadata
+  if meta["choices"] and value not in meta["choices"]:
+    raise UserError(f"{full} is {value!r}, which is not one of its values{nearest(str(value), meta['choices'])}")
+  if isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f"{full} is {value}, but it must be a finite number.")
+  for bound, broken, words in (("low", lambda v, b: v < b, "at least"), ("above", lambda v, b: v <= b, "more than"),
+                               ("high", lambda v, b: v > b, "at most")):
+    if meta[bound] is not None and broken(value, meta[bound]):
+      unit = f" {meta['unit']}" if meta["unit"] else ""
+      raise UserError(f"{full} is {value}, but it must be {words} {meta[bound]}{unit}.")
+  return value
+
+
+def _converted(full: str, value: Any, base: type) -> Any:
+  if base is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if base is tuple and isinstance(value, list):
+    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+  if base is int and isinstance(value, float) and value == int(value):
+    return int(value)
+  if not isinstance(value, base) or (base is int and isinstance(value, bool)):
+    raise UserError(f"{full} is {value!r}, but it must be of type {base.__name__}.")
+  return value
+
+
+def _check_combinations(config: Config) -> None:
+  for group, stem in DURATIONS:
+    given = [f"config.{group}.{stem}_{unit}" for unit in _UNITS
+             if getattr(getattr(config, group), f"{stem}_{unit}") is not None]
+    if len(given) > 1:
+      raise UserError(f"{' and '.join(given)} are both set; keep one and set the other to None.")
+    if (group, stem) == ("train", "num") and not given:
+      raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
+  _check_model(config.model, config.data.seq_len)
+  _check_policies(config.optim)
+  train, data, mesh = config.train, config.data, config.mesh
+  if train.batch_size % train.grad_accum_steps:
+    raise UserError(f"config.train.batch_size is {train.batch_size}, which config.train.grad_accum_steps = "
+                    f"{train.grad_accum_steps} does not divide.")
+  num_sources = len(split_sources(data.source))
+  if data.weights and len(data.weights) != num_sources:
+    raise UserError(f"config.data.weights has {len(data.weights)} values for the {num_sources} sources of "
+                    "config.data.source; give one each, or ().")
+  if any(not isinstance(w, (int, float)) or not w > 0 for w in data.weights):
+    raise UserError(f"config.data.weights is {data.weights}, but every weight must be a number above 0.")
+  sizes = dataclasses.asdict(mesh)
+  if sum(size == -1 for size in sizes.values()) > 1:
+    raise UserError("Only one axis of config.mesh may be -1; "
+                    f"now {' and '.join(k for k, v in sizes.items() if v == -1)} are.")
+  for axis, size in sizes.items():
+    if size == 0:
+      raise UserError(f"config.mesh.{axis} is 0, but it must be -1 or at least 1.")
+
+
+def _check_model(model: ModelConfig, seq_len: int) -> None:
+  if model.head_dim is None and model.embed_dim % model.num_heads:
+    raise UserError(f"config.model.num_heads = {model.num_heads} does not divide embed_dim = {model.embed_dim}; "
+                    "change one, or set config.model.head_dim.")
+  if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+    raise UserError(f"config.model.num_kv_heads = {model.num_kv_heads} does not divide num_heads = "
+                    f"{model.num_heads}.")
+  head_dim = model.head_dim or model.embed_dim // model.num_heads
+  if model.position == "rotary" and head_dim % 2:
+    raise UserError(f"config.model.position is rotary, which needs an even head_dim, but it is {head_dim}.")
+  if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
+    raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
+                    "config.model.max_positions; shorten the one or raise the other.")
+
+
+def _check_policies(optim: OptimConfig) -> None:
+  for name in ("learning_rate_policy", "weight_decay_policy"):
+    for entry in getattr(optim, name):
+      try:
+        pattern, factor = entry
+        re.compile(pattern)
+        float(factor)
+      except (TypeError, ValueError, re.error) as e:
+        raise UserError(f"config.optim.{name} has the entry {entry!r}, which is not a (regex, factor) pair: {e}.") from e
+
+
+def split_sources(spec: str) -> list[str]:
+  """Splits `data.source` at its commas."""
+  return [part.strip() for part in spec.split(",") if part.strip()]
