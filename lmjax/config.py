@@ -150,7 +150,7 @@ class OptimConfig:
   weight_decay: float = setting(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0)
   clip_norm: float | None = setting(1.0, "Gradients of a larger global norm are scaled down to it.", above=0)
   adam_learning_rate_ratio: float = setting(
-      0.2, "Under muon: learning rate of what Muon leaves to AdamW (embeddings, norms, biases), over the peak.", low=0)
+      1.0, "Under muon: learning rate of what Muon leaves to AdamW (embeddings, norms, biases), over the peak.", low=0)
   learning_rate_policy: tuple = setting(
       (), "Ordered (regex, factor) pairs on parameter paths: the first that matches scales the learning rate.")
   weight_decay_policy: tuple = setting(

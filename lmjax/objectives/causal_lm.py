@@ -1,0 +1,31 @@
+"""Causal language modelling: predict each token from those before it (Radford et al. 2018)."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmjax.config import ObjectiveConfig
+from lmjax.objectives.cross_entropy import LossOptions, cross_entropy
+
+
+def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig,
+         rngs: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Sum of the loss over a batch.
+
+  Args:
+    model: a Flax module with `features_and_output`.
+    params: its parameters.
+    batch: `inputs`, `targets` [B, T] int32, `weights` [B, T] float32, and `positions`, `segment_ids` [B, T] where
+      attention stays within documents.
+    cfg: the objective's settings.
+    rngs: keys by name; a "dropout" key turns dropout on.
+
+  Returns:
+    The sum to differentiate, and sums to report, of which `weight` is what to divide by.
+  """
+  x_BTD, w_VD = model.apply(
+      {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"), rngs=rngs,
+      method="features_and_output")
+  options = LossOptions(cfg.z_loss, cfg.label_smoothing, model.cfg.logit_softcap, cfg.loss_chunk)
+  return cross_entropy(x_BTD, w_VD, batch["targets"], batch["weights"], options)

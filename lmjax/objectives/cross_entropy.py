@@ -1,0 +1,134 @@
+"""Cross-entropy of a projection to the vocabulary, a chunk of positions at a time.
+
+Logits of all positions never exist together. The backward pass costs no second projection: a chunk's gradients are
+taken while its logits are at hand, so that forward and backward make three matrix products in all.
+
+Shapes: B batch, T length, C positions of a chunk, D model width, V vocabulary.
+"""
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.partitioning import constrain
+
+# Elements of a chunk's logits, over all devices, that the automatic choice aims for.
+_CHUNK_ELEMENTS = 2 ** 25
+
+
+class LossOptions(typing.NamedTuple):
+  """What is static about the loss.
+
+  Attributes:
+    z_loss: weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5).
+    label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2015, arXiv 1512.00567).
+    softcap: logits are squashed to +-this.
+    chunk: positions projected at a time; None chooses.
+  """
+  z_loss: float = 0.0
+  label_smoothing: float = 0.0
+  softcap: float | None = None
+  chunk: int | None = None
+
+
+def cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
+                  options: LossOptions = LossOptions()) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Weighted sum of the loss over all positions.
+
+  Args:
+    x_BTD: features.
+    w_VD: output projection.
+    targets_BT: integer targets.
+    weights_BT: float32 weight of each position; 0 leaves it out.
+    options: see LossOptions.
+
+  Returns:
+    The sum that is differentiated, with smoothing and z-loss, and a dict of sums that are not: `loss` (plain negative
+    log-likelihood, nats), `z_loss`, `accuracy`, `weight`.
+  """
+  total, (nll, z, correct) = _sums(x_BTD, w_VD, targets_BT, weights_BT, options)
+  return total, {"loss": nll, "z_loss": z, "accuracy": correct, "weight": jnp.sum(weights_BT)}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _sums(x, w, targets, weights, options):
+  return _over_chunks(x, w, targets, weights, options, with_grads=False)[0]
+
+
+def _sums_fwd(x, w, targets, weights, options):
+  sums, dx, dw = _over_chunks(x, w, targets, weights, options, with_grads=True)
+  return sums, (dx, dw.astype(w.dtype))
+
+
+def _sums_bwd(options, residuals, cotangents):
+  dx, dw = residuals
+  scale = cotangents[0]
+  return (dx * scale.astype(dx.dtype)), (dw * scale.astype(dw.dtype)), None, None
+
+
+_sums.defvjp(_sums_fwd, _sums_bwd)
+
+
+def _over_chunks(x, w, targets, weights, options, with_grads):
+  """Returns the sums, and with_grads their gradients dx_BTD and dw_VD (float32), else None for both."""
+  B, T, D = x.shape
+  size = _chunk_size(B, T, w.shape[0], options.chunk)
+  w_cast = w.astype(x.dtype)
+  one = functools.partial(_chunk, w_VD=w_cast, options=options, with_grads=with_grads)
+  if size == T:
+    return one(x, targets, weights)
+  count = T // size
+  split = lambda a: a.reshape(B, count, size, *a.shape[2:]).swapaxes(0, 1)
+
+  def body(carry, chunk):
+    sums, dx, dw = one(*chunk)
+    carry = jax.tree.map(jnp.add, carry, (sums, dw))
+    return carry, dx
+
+  zero = jnp.zeros((), jnp.float32)
+  start = ((zero, (zero, zero, zero)), jnp.zeros(w.shape, jnp.float32) if with_grads else None)
+  (sums, dw), dx = jax.lax.scan(body, start, (split(x), split(targets), split(weights)))
+  return sums, (dx.swapaxes(0, 1).reshape(x.shape) if with_grads else None), dw
+
+
+def _chunk_size(batch: int, length: int, vocab: int, asked: int | None) -> int:
+  """Returns the largest divisor of the length that is at most what was asked for, or that keeps the logits small."""
+  limit = asked or max(1, _CHUNK_ELEMENTS // (batch * vocab))
+  return next(size for size in range(min(limit, length), 0, -1) if length % size == 0)
+
+
+def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, options, with_grads):
+  logits = jnp.einsum("BCD,VD->BCV", x_BCD, w_VD, preferred_element_type=jnp.float32)
+  logits = constrain(logits, "batch", "length", "act_vocab")
+  if options.softcap is not None:
+    logits = options.softcap * jnp.tanh(logits / options.softcap)
+  vocab, smoothing = w_VD.shape[0], options.label_smoothing
+  hit = jnp.arange(vocab) == targets_BC[..., None]
+  top = jnp.max(logits, axis=-1, keepdims=True)
+  exps = jnp.exp(logits - top)
+  partition = jnp.sum(exps, axis=-1, keepdims=True)
+  log_z = (jnp.log(partition) + top)[..., 0]
+  at_target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+  nll = log_z - at_target
+  z = options.z_loss * jnp.square(log_z)
+  loss = nll + z
+  if smoothing:
+    loss = loss + smoothing * (at_target - jnp.mean(logits, axis=-1))
+  weighted = lambda a: jnp.sum(a * weights_BC)
+  correct = at_target >= top[..., 0]
+  sums = (weighted(loss), (weighted(nll), weighted(z), weighted(correct)))
+  if not with_grads:
+    return sums, None, None
+  # d loss / d logits, times the position's weight.
+  slope = (weights_BC * (1.0 + 2.0 * options.z_loss * log_z))[..., None] / partition
+  d_logits = exps * slope - jnp.where(hit, (1.0 - smoothing) * weights_BC[..., None], 0.0)
+  if smoothing:
+    d_logits = d_logits - (smoothing / vocab) * weights_BC[..., None]
+  if options.softcap is not None:
+    d_logits = d_logits * (1.0 - jnp.square(logits / options.softcap))
+  d_logits = d_logits.astype(x_BCD.dtype)
+  dx = jnp.einsum("BCV,VD->BCD", d_logits, w_VD)
+  dw = jnp.einsum("BCV,BCD->VD", d_logits, x_BCD, preferred_element_type=jnp.float32)
+  return sums, dx, dw

@@ -1,0 +1,185 @@
+"""The device mesh, and the one table that says which logical axis lies on which mesh axis.
+
+Models name the axes of their parameters and activations (`embed`, `heads`, `batch`, ...); nothing else in lmjax knows
+what a mesh axis is called. Changing how a model is split means changing `RULES` or the sizes in `config.mesh`.
+"""
+
+import contextlib
+import math
+from typing import Any, Iterator, Sequence
+
+from flax import linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from lmjax.config import Config, MeshConfig, UserError
+
+# From the slowest network to the fastest: neighbours on the last axes talk most.
+MESH_AXES = ("replica", "data", "fsdp", "stage", "expert", "context", "tensor")
+
+_BATCH = ("replica", "data", "fsdp")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # Parameters.
+    "layers": None,
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "vocab": "tensor",
+    "position": None,
+    "norm": None,
+    # Activations.
+    "batch": _BATCH,
+    "length": "context",
+    "act_embed": None,
+    "act_mlp": "tensor",
+    "act_heads": "tensor",
+    "act_kv_heads": "tensor",
+    "act_vocab": "tensor",
+}
+
+_NOT_YET = ("stage", "expert", "context")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns a mesh with all axes of `MESH_AXES`, most of them of size 1.
+
+  Args:
+    config: sizes; an axis of -1 takes what the others leave.
+    devices: in order; None means all devices of all processes.
+
+  Raises:
+    UserError: where the sizes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices()) if devices is None else list(devices)
+  sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+  for axis in _NOT_YET:
+    if sizes[axis] not in (1, -1):
+      raise UserError(f"config.mesh.{axis} is {sizes[axis]}, but splitting over {axis} is not supported yet; "
+                      "use replica, data, fsdp and tensor.")
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  free = [axis for axis, size in sizes.items() if size == -1]
+  asked = " * ".join(f"{a}={s}" for a, s in sizes.items() if s != 1) or "all axes 1"
+  if len(devices) % fixed or (not free and fixed != len(devices)):
+    raise UserError(f"config.mesh asks for {asked}, which does not fit {len(devices)} device(s); the sizes must "
+                    "multiply to that number, and one of them may be -1.")
+  for axis in free:
+    sizes[axis] = len(devices) // fixed
+  shape = tuple(sizes.values())
+  return Mesh(_topology_order(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _topology_order(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+  from jax.experimental import mesh_utils  # Slow to import, and only needed here.
+  return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
+  """Makes `constrain` mean this mesh, for what is traced inside."""
+  with jax.set_mesh(mesh):
+    yield mesh
+
+
+def spec(*names: str | None) -> PartitionSpec:
+  """Returns the PartitionSpec of logical axis names; None and unsplit axes are replicated."""
+  return PartitionSpec(*(None if name is None else RULES[name] for name in names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Asks that an activation be split as its logical names say; without a mesh, or on one device, returns `x`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(*names))
+
+
+def param_shardings(mesh: Mesh, boxed: Any) -> Any:
+  """Returns the NamedSharding of every parameter.
+
+  Args:
+    mesh: the mesh.
+    boxed: parameters with logical axis names, as `jax.eval_shape(model.init, ...)["params"]` gives them.
+  """
+  return jax.tree.map(lambda x: NamedSharding(mesh, spec(*x.names)), boxed,
+                      is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def logical_axes(boxed: Any) -> Any:
+  """Returns the tree of logical axis names, a tuple for each parameter."""
+  return jax.tree.map(lambda x: x.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
+  """Returns shardings for a tree that holds copies of the parameters, such as an optimizer's state.
+
+  A leaf whose path ends in a parameter's path and has its shape is split like that parameter; all others are replicated.
+
+  Args:
+    mesh: the mesh.
+    tree: abstract arrays.
+    params: abstract parameters.
+    shardings: the parameters' shardings.
+  """
+  known = {}
+  for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings)):
+    known[_names(path)] = (leaf.shape, sharding)
+  longest = max(map(len, known), default=0)
+
+  def sharding_of(path, leaf):
+    names = _names(path)
+    for start in range(max(0, len(names) - longest), len(names)):
+      shape, sharding = known.get(names[start:], (None, None))
+      if shape == leaf.shape:
+        return sharding
+    return NamedSharding(mesh, PartitionSpec())
+
+  return jax.tree_util.tree_map_with_path(sharding_of, tree)
+
+
+def _names(path: Sequence[Any]) -> tuple[str, ...]:
+  return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch's arrays, split over their first axis."""
+  return NamedSharding(mesh, spec("batch"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a value that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def global_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """Makes global arrays of the rows that each process has read.
+
+  Args:
+    mesh: the mesh.
+    rows: this process's contiguous part of the batch, arrays [B / num_processes, ...].
+  """
+  sharding = batch_sharding(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(rows, sharding)
+  return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in rows.items()}
+
+
+def check_divisible(config: Config, mesh: Mesh) -> None:
+  """Raises a UserError where a size of the model or the batch does not divide by the mesh."""
+  size = lambda axes: math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+  model, train = config.model, config.train
+  wanted = [("model.embed_dim", model.embed_dim, "fsdp"), ("model.mlp_dim", model.mlp_dim, "tensor"),
+            ("model.num_heads", model.num_heads, "tensor"), ("model.num_kv_heads", model.num_kv_heads, "tensor"),
+            ("model.vocab_size", model.vocab_size, "tensor")]
+  for name, value, axis in wanted:
+    if value % size(axis):
+      raise UserError(f"config.{name} is {value}, which config.mesh.{axis} = {size(axis)} does not divide.")
+  microbatch, ways = train.batch_size // train.grad_accum_steps, size(_BATCH)
+  if microbatch % ways:
+    raise UserError(
+        f"config.train.batch_size = {train.batch_size} in {train.grad_accum_steps} microbatch(es) makes {microbatch} "
+        f"sequences at a time, which do not split over the {ways} devices of mesh axes replica * data * fsdp; "
+        f"make batch_size a multiple of {ways * train.grad_accum_steps}.")
