@@ -1,0 +1,135 @@
+"""What the commands share: finding the one asked for, its flags, and how mistakes are told.
+
+Exit status: 0 done, 1 something failed, 2 the request was wrong, 130 interrupted.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+import types
+
+from absl import flags
+from absl import logging as absl_logging
+
+from lmjax.commands import coming, experiment, help_text
+from lmjax.config import UserError, nearest
+
+COMMANDS = ("train", "eval", "generate", "convert", "data", "report")
+
+
+def run(argv: list[str]) -> int:
+  """Runs one command.
+
+  Args:
+    argv: the command's name and its flags.
+
+  Returns:
+    The exit status.
+  """
+  try:
+    return _run(argv)
+  except UserError as e:
+    return _fail(str(e), 2, argv)
+  except KeyboardInterrupt:
+    return 130
+  except BrokenPipeError:  # The reader of our output, such as head, has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except Exception as e:  # Whatever it is, a user reads one sentence and can ask for the rest.
+    message = " ".join(str(e).split())
+    return _fail(f"{type(e).__name__}: {message} (run again with --debug for the traceback)", 1, argv)
+
+
+def parse(command: types.ModuleType, name: str, argv: list[str]) -> flags.FlagValues:
+  """Reads the flags of a command.
+
+  Args:
+    command: its module.
+    name: its name.
+    argv: what stands after the name.
+
+  Returns:
+    The flag values.
+
+  Raises:
+    UserError: for an unknown flag, a wrong value, a stray argument, or a required flag that is missing.
+  """
+  flag_values = help_text.command_flags(command)
+  if experiment.takes_config(flag_values):
+    argv = experiment.rewrite_overrides(argv)
+  try:
+    positional = flag_values(["lmjax", *argv])[1:]
+  except flags.UnrecognizedFlagError as e:
+    raise UserError(f"lmjax {name} has no flag --{e.flagname}{nearest(e.flagname, flag_values)}") from e
+  except flags.Error as e:
+    raise UserError(f"lmjax {name} cannot read its flags: {' '.join(str(e).split())}") from e
+  if _wants_help(flag_values):
+    return flag_values
+  if positional and command.POSITIONAL and not flag_values[command.POSITIONAL].present:
+    flag_values[command.POSITIONAL].value = positional.pop(0)
+  if positional:
+    raise UserError(f"lmjax {name} does not know what to do with {positional[0]!r}; flags are written --name=value, "
+                    f"and lmjax {name} --help lists them.")
+  for required in command.REQUIRED:
+    if flag_values[required].value is None:
+      raise UserError(f"lmjax {name} needs --{required}: {flag_values[required].help}")
+  return flag_values
+
+
+def _run(argv: list[str]) -> int:
+  if not argv or argv[0] in ("--help", "-h", "-help", "help"):
+    print(help_text.overview(_summaries()))
+    return 0 if argv else 2
+  name, rest = argv[0], argv[1:]
+  if name in coming.COMING:
+    return _run_coming(name, rest)
+  if name not in COMMANDS:
+    raise UserError(f"lmjax has no command {name!r}{nearest(name, [*COMMANDS, *coming.COMING])}")
+  command = _load(name)
+  flag_values = parse(command, name, ["--help" if arg == "-h" else arg for arg in rest])
+  if flag_values.help:
+    print(help_text.command_help(command, name))
+  elif _wants_help(flag_values):
+    print(help_text.config_help())
+  else:
+    _quiet_logging()
+    command.main(flag_values)
+  return 0
+
+
+def _run_coming(name: str, argv: list[str]) -> int:
+  summary, purpose = coming.COMING[name]
+  if argv and argv[0] in ("--help", "-h", "-help"):
+    print(f"lmjax {name}: {summary}\n\n{purpose}\n\nNot available yet.")
+    return 0
+  return _fail(f"lmjax {name} is coming but not available yet; lmjax {name} --help says what it will do.", 1, argv)
+
+
+def _load(name: str) -> types.ModuleType:
+  return importlib.import_module(f"lmjax.commands.{name}")
+
+
+def _summaries() -> dict[str, str]:
+  """Returns each command's name and the first line of its help, in the order they are listed."""
+  present = {name: _load(name).__doc__.splitlines()[0] for name in COMMANDS}
+  return {**present, **{name: f"{summary} (coming)" for name, (summary, _) in coming.COMING.items()}}
+
+
+def _wants_help(flag_values: flags.FlagValues) -> bool:
+  return flag_values.help or (experiment.takes_config(flag_values) and flag_values.help_config)
+
+
+def _quiet_logging() -> None:
+  """Lets warnings reach the terminal as one plain line each, and nothing below a warning."""
+  absl_logging.use_absl_handler()
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  absl_logging.get_absl_handler().setFormatter(logging.Formatter("lmjax: %(levelname)s: %(message)s"))
+
+
+def _fail(sentence: str, status: int, argv: list[str]) -> int:
+  if "--debug" in argv and sys.exc_info()[0] is not None:
+    traceback.print_exc()
+  print(f"lmjax: error: {sentence}", file=sys.stderr)
+  return status

@@ -1,0 +1,22 @@
+"""turn a run into a Hugging Face folder, or the other way round
+
+The direction follows from what --source is.
+
+  lmjax convert --source=runs/quickstart --target=quickstart-hf
+  lmjax convert --source=gpt2-hf --target=runs/gpt2
+"""
+
+from absl import flags
+
+REQUIRED = ("source", "target")
+POSITIONAL = None
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+  flags.DEFINE_string("source", None, "Hugging Face folder, or the workdir of a run.", flag_values=flag_values)
+  flags.DEFINE_string("target", None, "Folder to write.", flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+  from lmjax import convert
+  print(convert.convert(flag_values.source, flag_values.target))

@@ -1,0 +1,30 @@
+"""evaluate a run
+
+Prints a table, then the same as one line of JSON.
+
+  lmjax eval --workdir=runs/quickstart
+  lmjax eval --workdir=runs/quickstart --step=500 --sets=validation,train
+"""
+
+import json
+
+from absl import flags
+
+REQUIRED = ("workdir",)
+POSITIONAL = "workdir"
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", None, "Workdir of a run.", flag_values=flag_values)
+  flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the last one unless given.", flag_values=flag_values)
+  flags.DEFINE_list("sets", None, "What to evaluate on, written as in config.eval.sets; the run's own unless given.",
+                    flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+  from lmjax import evaluate
+  values = evaluate.evaluate_workdir(flag_values.workdir, step=flag_values.step, sets=flag_values.sets)
+  width = max(map(len, values))
+  for name, value in values.items():
+    print(f"{name:<{width}}  {value:.6g}")
+  print(json.dumps(values))

@@ -1,0 +1,45 @@
+"""continue a text
+
+PATH is the workdir of a run or a Hugging Face folder.
+
+  lmjax generate --workdir=PATH --prompt="def " --max_new_tokens=100
+  lmjax generate PATH --prompt="Once upon a time" --temperature=0.8 --top_p=0.95 --num_samples=3
+"""
+
+from absl import flags
+
+from lmjax.config import UserError
+
+REQUIRED = ("workdir", "prompt")
+POSITIONAL = "workdir"
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", None, "Workdir of a run, or a Hugging Face folder.", flag_values=flag_values)
+  flags.DEFINE_string("prompt", None, "Text to go on from.", flag_values=flag_values)
+  flags.DEFINE_integer("max_new_tokens", 128, "Tokens made at most.", flag_values=flag_values)
+  flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 always takes the likeliest token.",
+                     flag_values=flag_values)
+  flags.DEFINE_integer("top_k", None, "Sample among this many likeliest tokens.", flag_values=flag_values)
+  flags.DEFINE_float("top_p", None, "Sample among the likeliest tokens that hold this share of the probability.",
+                     flag_values=flag_values)
+  flags.DEFINE_integer("seed", 0, "Seed of the sampling.", flag_values=flag_values)
+  flags.DEFINE_integer("num_samples", 1, "Continuations made.", flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+  if flag_values.num_samples < 1:
+    raise UserError(f"--num_samples is {flag_values.num_samples}, but it must be at least 1.")
+  import lmjax
+  tokenizer = lmjax.load_tokenizer(flag_values.workdir)
+  model, params = lmjax.load(flag_values.workdir)
+  # A model knows a text only by the token that ends the one before.
+  prompt = tokenizer.encode(flag_values.prompt) or [tokenizer.eos_id]
+  samples = lmjax.generate(
+      model, params, [prompt] * flag_values.num_samples, max_new_tokens=flag_values.max_new_tokens,
+      temperature=flag_values.temperature, top_k=flag_values.top_k, top_p=flag_values.top_p, seed=flag_values.seed,
+      eos_id=tokenizer.eos_id)
+  for index, tokens in enumerate(samples):
+    if flag_values.num_samples > 1:
+      print(f"--- {index + 1} ---")
+    print(flag_values.prompt + tokenizer.decode([token for token in tokens if token != tokenizer.eos_id]))

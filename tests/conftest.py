@@ -1,0 +1,33 @@
+"""What every test shares: the CPU backend, a cache folder of its own, and `--all` for the slow ones."""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_addoption(parser):
+  parser.addoption("--all", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+  # Workers inherit the folder of the process that started them, which alone removes it.
+  if not hasattr(config, "workerinput"):
+    config.lmjax_cache_dir = tempfile.mkdtemp(prefix="lmjax-test-cache-")
+    os.environ["LMJAX_CACHE_DIR"] = config.lmjax_cache_dir
+
+
+def pytest_unconfigure(config):
+  if hasattr(config, "lmjax_cache_dir"):
+    shutil.rmtree(config.lmjax_cache_dir, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption("--all"):
+    return
+  for item in items:
+    if "slow" in item.keywords:
+      item.add_marker(pytest.mark.skip(reason="slow; runs with --all"))
