@@ -227,7 +227,12 @@ def _stored_form(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _from_stored(leaf: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
-  return jax.random.wrap_key_data(leaf, impl=abstract.dtype._impl.name) if _is_key(abstract) else leaf
+  """Inverse of `_stored_form`, on values."""
+  if not _is_key(abstract):
+    return leaf
+  impls = []  # `key_impl` takes keys and tracers only, not a ShapeDtypeStruct.
+  jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), abstract)
+  return jax.random.wrap_key_data(leaf, impl=impls[0])
 
 
 # Reading.
@@ -358,13 +363,13 @@ class _RecordingHandler(ocp.PyTreeCheckpointHandler):
   def finalize(self, directory: epath.Path) -> None:
     """Joins the records of all processes; Orbax calls this in process 0 when all have written."""
     super().finalize(directory)
-    parts = sorted(directory.glob(f"*.{_RECORD}"))
     record = {}
-    for part in parts:
+    for part in list(directory.glob(f"*.{_RECORD}")):
       record.update(json.loads(part.read_text()))
       part.unlink()
     record.update({name: _size_and_crc(path) for name, path in _files(directory) if name not in record})
-    (directory / _RECORD).write_text(json.dumps(record, separators=(",", ":")))
+    text = json.dumps(record, indent=0)
+    (directory / _RECORD).write_text(f"{zlib.crc32(text.encode())}\n{text}")
 
 
 def _record_own_files(directory: epath.Path) -> None:
@@ -405,10 +410,12 @@ def _agreed_damage(folder: epath.Path) -> str | None:
 def _damage(folder: epath.Path, process: int, num_processes: int) -> str | None:
   """Returns what is wrong with the files in this process's share of a checkpoint, or None."""
   try:
-    record = json.loads((folder / _RECORD).read_text())
-    files = sorted((str(name), int(size), int(crc)) for name, (size, crc) in record.items())
-  except (OSError, ValueError, TypeError, AttributeError) as e:
-    return f"its {_RECORD} cannot be read ({type(e).__name__})"
+    crc, _, text = (folder / _RECORD).read_text().partition("\n")
+  except (OSError, UnicodeDecodeError):
+    return f"{_RECORD} is missing or cannot be read"
+  if crc != str(zlib.crc32(text.encode())):
+    return f"{_RECORD} does not have the checksum it was written with"
+  files = sorted((name, size, crc) for name, (size, crc) in json.loads(text).items())
   with concurrent.futures.ThreadPoolExecutor() as pool:
     return next(filter(None, pool.map(lambda entry: _file_damage(folder, *entry), files[process::num_processes])), None)
 
