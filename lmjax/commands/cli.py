@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import textwrap
 import traceback
 import types
 
@@ -102,7 +103,7 @@ def _run(argv: list[str]) -> int:
 def _run_coming(name: str, argv: list[str]) -> int:
   summary, purpose = coming.COMING[name]
   if argv and argv[0] in ("--help", "-h", "-help"):
-    print(f"lmjax {name}: {summary}\n\n{purpose}\n\nNot available yet.")
+    print(f"lmjax {name}: {summary}\n\n{textwrap.fill(purpose, 110)}\n\nNot available yet.")
     return 0
   return _fail(f"lmjax {name} is coming but not available yet; lmjax {name} --help says what it will do.", 1, argv)
 

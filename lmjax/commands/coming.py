@@ -1,17 +1,21 @@
 """The commands whose names are taken and whose work is not done yet: name -> (summary, what it will do)."""
 
 COMING = {
-    "plan": ("tell whether an experiment fits a machine, without the machine",
-             "Will compile the training step of --config for a described --topology (v5p-128, v6e-256, h100-8, ...) on "
-             "a\nCPU-only machine, and print memory, FLOPs and collectives."),
-    "sweep": ("run many variants of an experiment",
-              "Will run the trials that get_sweep() of --config describes, each a normal run under --workdir, and go on\n"
-              "where it stopped."),
-    "fit": ("fit a scaling law to finished runs",
-            "Will read the runs of a sweep or a CSV file from --input and print the fitted law as JSON."),
-    "isoflop": ("lay out compute-optimal runs",
-                "Will lay out runs of equal compute around the optimum for each of --budgets, from --config."),
-    "coordcheck": ("check that activations do not grow with width or depth",
-                   "Will train --config for a few steps at several widths and depths and draw the size of the\n"
-                   "activations."),
+    "plan": (
+        "tell whether an experiment fits a machine, without the machine",
+        "Will compile the training step of --config for a described --topology (v5p-128, v6e-256, h100-8, ...) on a "
+        "CPU-only machine, and print memory, FLOPs and collectives."),
+    "sweep": (
+        "run many variants of an experiment",
+        "Will run the trials that get_sweep() of --config describes, each a normal run under --workdir, and go on where "
+        "it stopped."),
+    "fit": (
+        "fit a scaling law to finished runs",
+        "Will read the runs of a sweep or a CSV file from --input and print the fitted law as JSON."),
+    "isoflop": (
+        "lay out compute-optimal runs",
+        "Will lay out runs of equal compute around the optimum for each of --budgets, from --config."),
+    "coordcheck": (
+        "check that activations do not grow with width or depth",
+        "Will train --config for a few steps at several widths and depths and draw the size of the activations."),
 }

@@ -139,7 +139,8 @@ def _set(config: ml_collections.ConfigDict, name: str, texts: list[str], kind: t
     config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
     flag_values(["lmjax", *argv])
   except (flags.Error, TypeError, ValueError) as e:
-    right = {bool: "true or false", tuple: "a tuple such as '(\"a\", \"b\")'"}.get(kind, f"a value of type {kind.__name__}")
+    words = {bool: "true or false", tuple: "a tuple such as '(\"a\", \"b\")'"}
+    right = words[kind] if kind in words else f"a value of type {kind.__name__}"
     raise UserError(f"--config.{name} is {texts[-1]!r}, but it must be {right}.") from e
 
 
