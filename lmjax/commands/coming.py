@@ -7,8 +7,8 @@ COMING = {
         "CPU-only machine, and print memory, FLOPs and collectives."),
     "sweep": (
         "run many variants of an experiment",
-        "Will run the trials that get_sweep() of --config describes, each a normal run under --workdir, and go on where "
-        "it stopped."),
+        "Will run the trials that get_sweep() of --config describes, each a normal run under --workdir, and go on "
+        "where it stopped."),
     "fit": (
         "fit a scaling law to finished runs",
         "Will read the runs of a sweep or a CSV file from --input and print the fitted law as JSON."),

@@ -1,0 +1,195 @@
+"""Tests of lmjax.report on run folders written by hand, and of the page in a real browser."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from lmjax import config as config_lib
+from lmjax import report
+from lmjax.config import Config, OptimConfig, TrainConfig, UserError
+
+SVG_CHECK = """<script>addEventListener("load", () => {
+  const drawn = [...document.querySelectorAll("figure svg")].map(svg => {
+    const box = svg.getBoundingClientRect();
+    const lines = [...svg.querySelectorAll("path")].filter(p => p.getBBox().width > 1 || p.getBBox().height > 1);
+    const words = [...svg.querySelectorAll("text")].filter(t => t.getBBox().width > 0);
+    return box.width > 100 && box.height > 50 && lines.length > 3 && words.length > 3;
+  });
+  document.body.dataset.drawn = JSON.stringify(drawn);
+});</script>"""
+
+
+def make_run(path, num_steps=60, *, finished=True, evaluations=True):
+  path.mkdir()
+  config = Config(train=TrainConfig(num_steps=num_steps), optim=OptimConfig(learning_rate=3e-3))
+  (path / "config.json").write_text(config_lib.to_json(config))
+  with open(path / "metrics.jsonl", "w") as f:
+    for step in range(1, num_steps + 1):
+      f.write(json.dumps({
+          "step": step, "loss": 2 + 4 / step, "learning_rate": 3e-3, "grad_norm": 1 / step, "num_tokens": 512 * step,
+          "train_flops": 1e9 * step, "tokens_per_second": 1000.0}) + "\n")
+      if evaluations and step % 20 == 0:
+        f.write(json.dumps({"step": step, "validation/loss": 3.25, "validation/bits_per_byte": 1.875}) + "\n")
+  (path / "samples.jsonl").write_text(json.dumps({"step": num_steps, "prompt": "def ", "text": "<b>f</b> & g"}) + "\n")
+  if finished:
+    (path / "result.json").write_text(json.dumps({
+        "status": "finished", "num_params": 12345678, "num_tokens": 30720, "train_flops": 6e10, "train_loss": 2.0625,
+        "eval_loss": 3.25, "bits_per_byte": 1.875, "tokens_per_second": 1234.5, "mfu": None, "device_kind": "cpu"}))
+  return path
+
+
+def tiles(page):
+  return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+
+
+def titles(page):
+  return re.findall(r"<figcaption>(.*?)</figcaption>", page)
+
+
+def test_a_finished_run(tmp_path):
+  path = report.write_report(make_run(tmp_path / "run"))
+  assert path == tmp_path / "run" / "report.html"
+  page = path.read_text()
+  assert tiles(page) == {
+      "status": "finished", "training loss": "2.0625", "evaluation loss": "3.2500", "bits per byte": "1.8750",
+      "parameters": "12.3 M", "tokens seen": "30.7 K", "training FLOPs": "6.00e10", "tokens a second": "1,234",
+      "MFU": "unknown"}
+  assert titles(page) == ["Loss", "Loss against tokens", "Loss against training FLOPs", "Learning rate",
+                          "Gradient norm", "Tokens a second"]
+  assert page.count("<svg") == 6
+  assert "<tr><th>validation</th><td>3.2500</td><td>–</td><td>1.8750</td><td>–</td></tr>" in page
+  assert not (tmp_path / "run" / "report.html.tmp").exists()
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+  page = report.write_report(make_run(tmp_path / "run")).read_text()
+  # Names of XML namespaces are the only addresses; nobody fetches them.
+  assert set(re.findall(r"https?://[^\"' )]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+  assert not re.search(r"<(script|link|img|iframe)\b|@import|url\((?!#)", page)
+
+
+def test_tags_are_balanced_and_ids_unique(tmp_path):
+  page = report.write_report(make_run(tmp_path / "run")).read_text()
+  stack, ids = [], []
+
+  class Parser(html.parser.HTMLParser):
+    def handle_starttag(self, tag, attrs):
+      ids.extend(value for name, value in attrs if name == "id")
+      if tag not in ("meta",):
+        stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+      ids.extend(value for name, value in attrs if name == "id")
+
+    def handle_endtag(self, tag):
+      assert stack.pop() == tag
+
+  Parser().feed(page)
+  assert stack == []
+  assert ids and len(ids) == len(set(ids))
+
+
+def test_what_the_run_wrote_is_escaped(tmp_path):
+  run = make_run(tmp_path / "a <b> & c")
+  config = json.loads((run / "config.json").read_text())
+  config["data"]["source"] = "<script>alert(1)</script>"
+  (run / "config.json").write_text(json.dumps(config))
+  page = report.write_report(run).read_text()
+  assert "<h1>a &lt;b&gt; &amp; c</h1>" in page
+  assert "<b>def </b>&lt;b&gt;f&lt;/b&gt; &amp; g" in page
+  assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_settings_that_differ_are_marked(tmp_path):
+  page = report.write_report(make_run(tmp_path / "run")).read_text()
+  changed = re.findall(r'<tr class=changed><th>(.*?)</th><td>(.*?)</td>', page)
+  assert changed == [("optim.learning_rate", "0.003 <i>default 0.001</i>"),
+                     ("train.num_steps", "60 <i>default null</i>")]
+  assert "Config: 2 of " in page
+
+
+def test_a_run_still_going(tmp_path):
+  run = make_run(tmp_path / "run", finished=False)
+  config = json.loads((run / "config.json").read_text())
+  config["train"]["num_steps"] = 1000
+  (run / "config.json").write_text(json.dumps(config))
+  with open(run / "metrics.jsonl", "a") as f:
+    f.write('{"step": 61, "los')
+  shown = tiles(report.write_report(run).read_text())
+  assert shown["status"] == "step 60 of 1,000, no result yet"
+  assert shown["training loss"] == "2.0667" and shown["bits per byte"] == "1.8750" and shown["parameters"] == "–"
+
+
+def test_a_single_point_and_nothing_else(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.5}\n')
+  page = report.write_report(tmp_path).read_text()
+  assert titles(page) == ["Loss"] and tiles(page)["status"] == "step 1, no result yet"
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text(
+      '{"step": 1, "loss": 3.5, "grad_norm": null}\n{"step": 2, "loss": null, "grad_norm": null}\n')
+  page = report.write_report(tmp_path).read_text()
+  assert titles(page) == ["Loss"] and tiles(page)["training loss"] == "–"
+
+
+def test_a_gradient_norm_of_zero_is_drawn(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "grad_norm": 0.0}\n{"step": 2, "grad_norm": 1.0}\n')
+  assert titles(report.write_report(tmp_path).read_text()) == ["Gradient norm"]
+
+
+def test_the_later_line_of_a_step_counts(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 9}\n{"step": 2, "loss": 2}\n')
+  steps, values = report.read_run(tmp_path).curves["loss"]
+  assert steps.tolist() == [1, 2] and values.tolist() == [3, 2]
+
+
+def test_a_long_run_stays_small_and_keeps_its_spike(tmp_path):
+  y = np.ones(100_000)
+  y[54_321] = 7.0
+  kept = report._thinned(y)
+  assert len(kept) <= 800 and 54_321 in kept
+  with open(tmp_path / "metrics.jsonl", "w") as f:
+    for step in range(1, 20_001):
+      f.write(f'{{"step": {step}, "loss": {2 + (step % 7) / 10}}}\n')
+  assert report.write_report(tmp_path).stat().length < 100_000
+
+
+def test_smoothing_keeps_the_length_the_start_and_a_line():
+  assert report._smoothed(np.array([5.0])).tolist() == [5.0]
+  line = np.arange(1000.0)
+  smooth = report._smoothed(line)
+  assert smooth[:4].tolist() == [0, 1, 2, 3]
+  np.testing.assert_allclose(smooth[:990], line[:990])
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path: None, "There is no folder"),
+    (lambda path: path.mkdir(), "has no metrics.jsonl"),
+    (lambda path: (path.mkdir(), (path / "metrics.jsonl").write_text("")), "no metrics yet"),
+    (lambda path: (path.mkdir(), (path / "metrics.jsonl").write_text('{"step": 1}\nx\n')), "line 2, is not a JSON"),
+    (lambda path: (make_run(path), (path / "config.json").write_text("{")), "config.json is not JSON"),
+])
+def test_what_is_no_run_is_told_in_a_sentence(tmp_path, make, message):
+  make(tmp_path / "run")
+  with pytest.raises(UserError, match=message):
+    report.write_report(tmp_path / "run")
+  assert not (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_draws_every_picture(tmp_path):
+  page = report.write_report(make_run(tmp_path / "run")).read_text()
+  checked = tmp_path / "checked.html"
+  checked.write_text(page.replace("</body>", SVG_CHECK + "</body>"))
+  dump = subprocess.run(
+      ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+       "--disable-background-networking", "--disable-component-update", "--disable-sync",
+       f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", checked.as_uri()],
+      capture_output=True, text=True, timeout=120, check=True).stdout
+  assert json.loads(re.search(r'data-drawn="([^"]*)"', dump)[1]) == [True] * 6
