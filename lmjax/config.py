@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -146,6 +147,7 @@ class OptimConfig:
   final_learning_rate_ratio: float = setting(0.1, "Learning rate at the end over its peak.", low=0, high=1)
   beta1: float = setting(0.9, "Decay of the first moment.", low=0, high=1)
   beta2: float = setting(0.95, "Decay of the second moment.", low=0, high=1)
+  momentum: float = setting(0.95, "Decay of the momentum of sgd and muon.", low=0, high=1)
   eps: float = setting(1e-8, "Added to the denominator.", above=0)
   weight_decay: float = setting(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0)
   clip_norm: float | None = setting(1.0, "Gradients of a larger global norm are scaled down to it.", above=0)
@@ -451,7 +453,7 @@ def _check_combinations(config: Config) -> None:
     if (group, stem) == ("train", "num") and not given:
       raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
   _check_model(config.model, config.data.seq_len)
-  _check_policies(config.optim)
+  _check_optim(config.optim)
   train, data, mesh = config.train, config.data, config.mesh
   if train.batch_size % train.grad_accum_steps:
     raise UserError(f"config.train.batch_size is {train.batch_size}, which config.train.grad_accum_steps = "
@@ -486,7 +488,9 @@ def _check_model(model: ModelConfig, seq_len: int) -> None:
                     "config.model.max_positions; shorten the one or raise the other.")
 
 
-def _check_policies(optim: OptimConfig) -> None:
+def _check_optim(optim: OptimConfig) -> None:
+  if optim.name == "schedule_free" and optim.beta1 == 0:
+    raise UserError("config.optim.beta1 is 0, but schedule_free interpolates by it; set it above 0, such as 0.9.")
   for name in ("learning_rate_policy", "weight_decay_policy"):
     for entry in getattr(optim, name):
       try:
@@ -495,6 +499,12 @@ def _check_policies(optim: OptimConfig) -> None:
         float(factor)
       except (TypeError, ValueError, re.error) as e:
         raise UserError(f"config.optim.{name} has the entry {entry!r}, which is not a (regex, factor) pair: {e}.") from e
+
+
+def cache_dir() -> str:
+  """Returns the folder for what can be made again: $LMJAX_CACHE_DIR, $XDG_CACHE_HOME/lmjax or ~/.cache/lmjax."""
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+  return os.environ.get("LMJAX_CACHE_DIR") or os.path.join(base, "lmjax")
 
 
 def split_sources(spec: str) -> list[str]:

@@ -113,7 +113,7 @@ class Attention(nn.Module):
     y_BTNH = dot_product_attention(
         q_BTNH, k_BSKH, v_BSKH, AttentionSpec(True, cfg.attention_window, cfg.attention_softcap, cfg.position == "alibi"),
         query_positions_BT=positions_BT, key_positions_BS=key_positions_BS, segment_ids_BT=segment_ids_BT,
-        implementation=cfg.attention_impl)
+        implementation=cfg.attention_impl if cache is None else "xla")
     y_BTNH = constrain(y_BTNH, "batch", "length", "act_heads", None)
     out = Einsum(cfg, "BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), residual_std(cfg), name="out")
     return out(y_BTNH), cache

@@ -104,11 +104,12 @@ class Embed(nn.Module):
     """Returns x_BTD; `positions_BT` None means 0, 1, 2, ..."""
     cfg = self.cfg
     dtype = jnp.dtype(cfg.dtype)
-    x_BTD = self.embedding.astype(dtype)[tokens_BT]
+    # Rows are looked up whole: a table split over its width as well would make the lookup's result change hands twice.
+    x_BTD = constrain(self.embedding.astype(dtype), "vocab", "act_embed")[tokens_BT]
     if cfg.scale_embeddings:
       x_BTD = x_BTD * jnp.asarray(cfg.embed_dim ** 0.5, dtype)
     if cfg.position == "learned":
-      table = self.position.astype(dtype)
+      table = constrain(self.position.astype(dtype), "position", "act_embed")
       x_BTD = x_BTD + (table[:tokens_BT.shape[1]] if positions_BT is None else table[positions_BT])
     if cfg.position == "sinusoidal":
       positions = jnp.arange(tokens_BT.shape[1]) if positions_BT is None else positions_BT

@@ -1,0 +1,163 @@
+"""What is measured: parameter and FLOP counts, the peak of a device, and sums that become means.
+
+FLOPs are model FLOPs, what the mathematics needs (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): recomputation does
+not count, a matrix product of [m, k] and [k, n] is 2 m k n, a backward pass costs two forward passes, and causal attention
+counts only the scores that the mask leaves. Norms, activations and lookups are left out.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import math
+import platform
+import time
+from typing import Any, Mapping
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from lmjax.config import ModelConfig
+
+# Dense peak of one JAX device in FLOP/s at bfloat16, by `device_kind`, from the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def count_params(params: Any) -> int:
+  """Returns the number of parameters, of arrays or of their abstract shapes."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def count_non_embedding(params: Mapping[str, Any]) -> int:
+  """Returns the parameters outside the token and position embeddings and the output projection (arXiv 2001.08361)."""
+  return count_params({name: tree for name, tree in params.items() if name not in ("embed", "head")})
+
+
+def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
+  """Returns the FLOPs of training on one token: forward and backward, averaged over the positions of a sequence.
+
+  With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
+  query sees, a forward pass costs 2 L (2 D H (N + K) + m D F) + 2 D V + 4 L S N H, m being 3 for a gated MLP and else 2.
+
+  Args:
+    cfg: with its sizes resolved.
+    seq_len: T.
+  """
+  D, F, V, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+  window = min(cfg.attention_window or seq_len, seq_len)
+  mean_keys = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
+  per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 4 * mean_keys * N * H
+  return 3.0 * (cfg.num_layers * per_layer + 2 * D * V)
+
+
+def peak_flops(devices: list[jax.Device]) -> float | None:
+  """Returns the peak of all devices together in FLOP/s, or None where a device is not in the table."""
+  peaks = [PEAK_FLOPS.get(device.device_kind) for device in devices]
+  return None if None in peaks else sum(peaks)
+
+
+def means(sums: Mapping[str, Any]) -> dict[str, float]:
+  """Divides weighted sums by their `weight`; returns host floats."""
+  weight = float(sums["weight"])
+  return {name: float(value) / weight if weight else math.nan for name, value in sums.items() if name != "weight"}
+
+
+def evaluation(sums: Mapping[str, Any], tokens_per_byte: float) -> dict[str, float]:
+  """Returns what an evaluation reports, from the sums over a set.
+
+  Bits per byte is loss / ln 2 times the set's tokens per byte of UTF-8 text: what an ideal coder driven by the model
+  would spend on the text, end-of-document tokens included. It does not depend on the tokenizer.
+
+  Args:
+    sums: `loss` (nats), `accuracy` and `weight` summed over tokens.
+    tokens_per_byte: of the whole set.
+  """
+  mean = means(sums)
+  return {
+      "loss": mean["loss"],
+      "perplexity": float(np.exp(min(mean["loss"], 700.0))),
+      "bits_per_byte": mean["loss"] / math.log(2) * tokens_per_byte,
+      "accuracy": mean["accuracy"],
+  }
+
+
+def digest(params: Any) -> str:
+  """Returns the SHA-256 of parameters: of every path, type, shape and value, whatever their sharding."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if not leaf.is_fully_addressable:
+      leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    array = np.asarray(leaf)
+    sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+    sha.update(np.ascontiguousarray(array).tobytes())
+  return sha.hexdigest()
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions that a run's numbers depend on."""
+  names = ("lmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  found = {"python": platform.python_version()}
+  for name in names:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = "not installed"
+  return found
+
+
+class Clock:
+  """Throughput of the steps between two moments, without the time taken by evaluation, saving and compiling."""
+
+  def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None):
+    self._tokens, self._flops, self._peak = tokens_per_step, flops_per_token, peak
+    self._recent = self._total = (0, 0.0)
+    self._last = None
+
+  def tick(self) -> None:
+    """Notes that a step has ended. The first one is left out: it compiled."""
+    now = time.perf_counter()
+    if self._last is not None:
+      seconds = now - self._last
+      self._recent = (self._recent[0] + 1, self._recent[1] + seconds)
+      self._total = (self._total[0] + 1, self._total[1] + seconds)
+    self._last = now
+
+  def restart(self) -> None:
+    """Begins a new interval for `rates`."""
+    self._recent = (0, 0.0)
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Leaves out what happens inside."""
+    start = time.perf_counter()
+    yield
+    if self._last is not None:
+      self._last += time.perf_counter() - start
+
+  def rates(self) -> dict[str, float]:
+    """Returns `tokens_per_second`, and `mfu` where the peak is known, since the last `restart`; {} without a step."""
+    return self._rates(*self._recent)
+
+  def overall(self) -> dict[str, float]:
+    """The same since the beginning."""
+    return self._rates(*self._total)
+
+  def _rates(self, steps: int, seconds: float) -> dict[str, float]:
+    if not steps:
+      return {}
+    rate = steps * self._tokens / max(seconds, 1e-9)
+    return {"tokens_per_second": rate} | ({"mfu": rate * self._flops / self._peak} if self._peak else {})

@@ -1,0 +1,151 @@
+"""Optimizers from optax under one rule for learning rate, decay and clipping.
+
+A direction u comes from optax; every optimizer then moves a parameter p by
+
+    p <- p - lr * f_lr * u - lr * f_wd * weight_decay * p
+
+with the factors f_lr and f_wd of the parameter's policies. The learning rate and the weight decay are inputs of the
+compiled step, not part of it.
+"""
+
+import re
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from lmjax.config import OptimConfig, UserError
+
+
+class Optimizer(NamedTuple):
+  """An optimizer as functions.
+
+  Attributes:
+    init: params -> state.
+    update: (grads, state, params, hparams, loss_fn) -> (new params, new state). `hparams` holds the scalars
+      "learning_rate" and "weight_decay"; `loss_fn` maps params to the mean loss of the batch (Sophia reads curvature).
+    eval_params: (state, params) -> the parameters to evaluate, which schedule-free averages.
+  """
+  init: Callable[[Any], Any]
+  update: Callable[..., tuple[Any, Any]]
+  eval_params: Callable[[Any, Any], Any]
+
+
+def make_optimizer(cfg: OptimConfig, axes: Any) -> Optimizer:
+  """Returns the optimizer of a config.
+
+  Args:
+    cfg: the settings.
+    axes: tree of the parameters' logical axis names, as `partitioning.logical_axes` gives it.
+
+  Raises:
+    UserError: where a pattern of a policy matches no parameter.
+  """
+  lr_factors = policy_factors("learning_rate_policy", cfg.learning_rate_policy, axes)
+  wd_factors = policy_factors("weight_decay_policy", cfg.weight_decay_policy, axes)
+  if cfg.name == "muon":
+    lr_factors = jax.tree.map(lambda factor, names: factor if is_hidden_matrix(names) else
+                              factor * cfg.adam_learning_rate_ratio, lr_factors, axes)
+
+  def transform(hparams: dict) -> optax.GradientTransformationExtraArgs:
+    lr, decay = hparams["learning_rate"], hparams["weight_decay"]
+
+    def change(directions, state, params):
+      step = lambda u, p, f_lr, f_wd: -lr * (f_lr * u + f_wd * decay * p if f_wd else f_lr * u)
+      return jax.tree.map(step, directions, params, lr_factors, wd_factors), state
+
+    chain = optax.chain(_DIRECTIONS[cfg.name](cfg, axes), optax.GradientTransformation(_no_state, change))
+    return contrib.schedule_free(chain, lr, b1=cfg.beta1) if cfg.name == "schedule_free" else chain
+
+  def init(params):
+    return transform({"learning_rate": 0.0, "weight_decay": 0.0}).init(params)
+
+  def update(grads, state, params, hparams, loss_fn):
+    extra = {"obj_fn": loss_fn} if cfg.name == "sophia" else {}
+    changes, state = transform(hparams).update(grads, state, params, **extra)
+    return optax.apply_updates(params, changes), state
+
+  def eval_params(state, params):
+    return contrib.schedule_free_eval_params(state, params) if cfg.name == "schedule_free" else params
+
+  return Optimizer(init, update, eval_params)
+
+
+def clip_by_global_norm(grads: Any, max_norm: float | None) -> tuple[Any, jax.Array]:
+  """Scales gradients down to a global norm (Pascanu et al. 2012, arXiv 1211.5063); returns them and the norm before."""
+  norm = optax.tree.norm(grads)
+  if max_norm is None:
+    return grads, norm
+  scale = max_norm / jnp.maximum(norm, max_norm)
+  return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), norm
+
+
+def policy_factors(setting: str, policy: tuple, axes: Any) -> Any:
+  """Returns the factor of every parameter under an ordered policy; the first pattern that matches counts, else 1.
+
+  Args:
+    setting: name of the setting, for messages.
+    policy: (regex, factor) pairs; the regex is searched for in paths such as "layers/mlp/up/kernel".
+    axes: tree of axis names; its paths are the parameters'.
+
+  Raises:
+    UserError: for a pattern that matches no parameter.
+  """
+  name = lambda path: "/".join(key.key for key in path)
+  names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_names)]
+  for pattern, _ in policy:
+    if not any(re.search(pattern, n) for n in names):
+      raise UserError(f"config.optim.{setting} has the pattern {pattern!r}, which matches no parameter; "
+                      f"they are: {', '.join(names)}.")
+  first = lambda path, _: next((float(f) for pattern, f in policy if re.search(pattern, name(path))), 1.0)
+  return jax.tree_util.tree_map_with_path(first, axes, is_leaf=_is_names)
+
+
+def is_hidden_matrix(names: tuple[str, ...]) -> bool:
+  """Is this a matrix inside a block, by its axes? Muon is for these."""
+  return names[0] == "layers" and "embed" in names and len(names) > 2
+
+
+def _no_state(params: Any) -> optax.OptState:
+  return optax.EmptyState()
+
+
+def _is_names(x: Any) -> bool:
+  return isinstance(x, tuple)
+
+
+def _adafactor(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
+  # Shazeer and Stern 2018, arXiv 1804.04235: factored second moments, updates clipped to unit RMS, steps relative to
+  # the parameter's own RMS.
+  return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+
+
+def _muon(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
+  # Jordan et al. 2024 for matrices, Adam for the rest. Updates scaled by 0.2 * sqrt(max(rows, columns)) have the RMS of
+  # Adam's, so that learning rate and decay carry over from it (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+  def dimensions(names):
+    if not is_hidden_matrix(names):
+      return None
+    rest = tuple(i for i in range(1, len(names)) if names[i] != "embed")
+    embed = (names.index("embed"),)
+    reduced, kept = (embed, rest) if names[1] == "embed" else (rest, embed)
+    return contrib.MuonDimensionNumbers(reduced, kept)
+
+  # A learning rate of -1 undoes optax's sign, so that what comes out is a direction to go against.
+  return contrib.muon(-1.0, beta=cfg.momentum, adam_b1=cfg.beta1, adam_b2=cfg.beta2, consistent_rms=0.2,
+                      muon_weight_dimension_numbers=jax.tree.map(dimensions, axes, is_leaf=_is_names))
+
+
+# Each returns the direction to go against, before learning rate and decay.
+_DIRECTIONS = {
+    "adamw": lambda cfg, axes: optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps),
+    "adafactor": _adafactor,
+    "lion": lambda cfg, axes: optax.scale_by_lion(cfg.beta1, cfg.beta2),
+    "sgd": lambda cfg, axes: optax.trace(cfg.momentum),
+    "muon": _muon,
+    # Averaging stands in for the first moment.
+    "schedule_free": lambda cfg, axes: optax.scale_by_adam(0.0, cfg.beta2, cfg.eps),
+    "sophia": lambda cfg, axes: contrib.sophia(-1.0, cfg.beta1, cfg.beta2, cfg.eps, weight_decay=0.0),
+}

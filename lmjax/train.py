@@ -1,0 +1,436 @@
+"""Training: the state, the compiled step, and the loop around it.
+
+The path from a config to a gradient: `train_and_evaluate` opens the data and the mesh, `build` makes the model and the
+optimizer, `init_state` makes sharded parameters, and `make_train_step` compiles one update.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import threading
+from typing import Any, Callable, Iterator, NamedTuple
+
+from absl import logging
+from etils import epath
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax import checkpoint, config as config_lib, evaluate, metrics, partitioning
+from lmjax.config import Config, UserError
+from lmjax.models.transformer import init_params, make_model
+from lmjax.objectives import OBJECTIVES
+from lmjax.optim.optimizer import Optimizer, clip_by_global_norm, make_optimizer
+from lmjax.optim.schedules import make_schedule
+from lmjax.tracking import Tracker
+
+# A loss is compared with a running mean over about this many steps, and never before that many have been seen.
+_SPIKE_HISTORY = 50
+
+
+@struct.dataclass
+class TrainState:
+  """All that a step changes.
+
+  Attributes:
+    step: [] int32, updates tried so far.
+    params: nested dict of parameters.
+    opt_state: the optimizer's state.
+    ema: averaged parameters, the ones to evaluate, or None where training keeps no average.
+    spike: [3] float32 running mean and variance of the loss and how many were seen, or None.
+  """
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  ema: Any
+  spike: jax.Array | None
+
+
+class Setup(NamedTuple):
+  """What is fixed for a run: made once by `build`, read by training, evaluation and planning.
+
+  Attributes:
+    config: with all sizes and durations resolved.
+    mesh: the devices.
+    model: the Flax module.
+    objective: a module of `lmjax.objectives`.
+    optimizer: init and update.
+    init: key -> TrainState, to be compiled.
+    state_shapes: the TrainState as ShapeDtypeStructs that carry their shardings.
+  """
+  config: Config
+  mesh: jax.sharding.Mesh
+  model: nn.Module
+  objective: Any
+  optimizer: Optimizer
+  init: Callable[[jax.Array], TrainState]
+  state_shapes: TrainState
+
+  @property
+  def state_shardings(self) -> TrainState:
+    return jax.tree.map(lambda x: x.sharding, self.state_shapes)
+
+
+def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
+  """Makes the model and the optimizer, and works out the shape and sharding of their state without allocating it.
+
+  Args:
+    config: with sizes and durations resolved.
+    mesh: real devices, or described ones.
+
+  Raises:
+    UserError: where the model or the batch does not divide by the mesh, or a policy names no parameter.
+  """
+  partitioning.check_divisible(config, mesh)
+  model = make_model(config.model, mesh.devices.flat[0].platform)
+  key = jax.random.key(0)
+  boxed = jax.eval_shape(functools.partial(init_params, model), key)
+  optimizer = make_optimizer(config.optim, partitioning.logical_axes(boxed))
+  averages = config.optim.name == "schedule_free"
+
+  def init(key: jax.Array) -> TrainState:
+    params = nn.unbox(init_params(model, key))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if config.train.ema_decay or averages else None,
+        spike=jnp.zeros(3, jnp.float32) if config.train.on_spike != "ignore" else None)
+
+  shapes = jax.eval_shape(init, key)
+  of_params = partitioning.param_shardings(mesh, boxed)
+  shardings = partitioning.like_params(mesh, shapes, shapes.params, of_params)
+  shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  return Setup(config, mesh, model, OBJECTIVES[config.objective.name], optimizer, init, shapes)
+
+
+def init_state(setup: Setup) -> TrainState:
+  """Makes the initial state on its devices; the values do not depend on the mesh."""
+  with partitioning.use_mesh(setup.mesh):
+    return jax.jit(setup.init, out_shardings=setup.state_shardings)(jax.random.key(setup.config.seed))
+
+
+def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns the compiled update: (state, batch, hparams) -> (state, metrics).
+
+  `batch` holds arrays [B, T]. `hparams` holds scalars: `learning_rate`, `weight_decay` and `seed`, inputs of the compiled
+  program. `metrics` holds scalars: the means `loss`, `accuracy`, `z_loss` over the batch's weights, `grad_norm` before
+  clipping, and `applied`, 0 where the update was dropped because the loss or the gradient was not finite (`nonfinite`
+  is 1) or the loss a spike (`spike` is 1).
+  """
+  batch = partitioning.batch_sharding(setup.mesh)
+  one = partitioning.replicated(setup.mesh)
+  return jax.jit(functools.partial(_train_step, setup), donate_argnums=0,
+                 in_shardings=(setup.state_shardings, batch, one), out_shardings=(setup.state_shardings, one))
+
+
+def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hparams: dict[str, jax.Array]):
+  cfg = setup.config
+  key = jax.random.fold_in(jax.random.key(hparams["seed"]), state.step)
+
+  def loss_fn(params, microbatch, index):
+    rngs = {"dropout": jax.random.fold_in(key, index)} if cfg.model.dropout else None
+    return setup.objective.loss(setup.model, params, microbatch, cfg.objective, rngs)
+
+  grads, sums = _sum_of_grads(loss_fn, state.params, batch, cfg.train.grad_accum_steps, setup.state_shardings.params)
+  weight = jnp.maximum(sums["weight"], 1e-9)
+  grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+  grads, grad_norm = clip_by_global_norm(grads, cfg.optim.clip_norm)
+  out = {name: value / weight for name, value in sums.items() if name != "weight"}
+  ok, spike, flags = _accept(cfg, state.spike, out["loss"], grad_norm)
+
+  def mean_loss(params):
+    first = _microbatch(batch, cfg.train.grad_accum_steps, 0)
+    return loss_fn(params, first, 0)[0] / jnp.maximum(jnp.sum(first["weights"]), 1e-9)
+
+  params, opt_state = setup.optimizer.update(grads, state.opt_state, state.params, hparams, mean_loss)
+  keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+  params, opt_state = keep((params, opt_state), (state.params, state.opt_state))
+  ema, decay = state.ema, cfg.train.ema_decay
+  if ema is not None:
+    ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, setup.optimizer.eval_params(opt_state, params))
+  return (TrainState(state.step + 1, params, opt_state, ema, spike),
+          {**out, **flags, "grad_norm": grad_norm, "applied": ok.astype(jnp.float32)})
+
+
+def _microbatch(batch: dict[str, jax.Array], count: int, index: Any) -> dict[str, jax.Array]:
+  """Returns rows index, index + count, ...: every device's part comes from the rows it already holds."""
+  pick = lambda x: jax.lax.dynamic_index_in_dim(x.reshape(x.shape[0] // count, count, *x.shape[1:]), index, 1, False)
+  return batch if count == 1 else jax.tree.map(pick, batch)
+
+
+def _sum_of_grads(loss_fn, params, batch, count, shardings):
+  """Adds up gradients and metric sums over microbatches; dividing once at the end makes every split the same."""
+  value_and_grad = jax.grad(loss_fn, has_aux=True)
+  if count == 1:
+    return value_and_grad(params, batch, 0)
+
+  def body(total, index):
+    part = value_and_grad(params, _microbatch(batch, count, index), index)
+    grads, sums = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, part)
+    return (jax.lax.with_sharding_constraint(grads, shardings), sums), None
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32),
+                       jax.eval_shape(value_and_grad, params, _microbatch(batch, count, 0), 0))
+  return jax.lax.scan(body, zeros, jnp.arange(count))[0]
+
+
+def _accept(cfg: Config, spike: jax.Array | None, loss: jax.Array, grad_norm: jax.Array):
+  """Decides on the device whether an update counts: returns that, the new spike statistics, and what was seen."""
+  nonfinite = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+  flags = {"nonfinite": nonfinite.astype(jnp.float32)}
+  if spike is None:
+    return ~nonfinite, None, flags
+  mean, variance, seen = spike
+  limit = mean + cfg.train.spike_threshold * jnp.sqrt(variance)
+  is_spike = (seen >= _SPIKE_HISTORY) & (loss > limit)
+  # A spike enters the statistics cut off at the limit, so that a lasting change of level is soon accepted.
+  value = jnp.where(nonfinite, mean, jnp.where(seen >= _SPIKE_HISTORY, jnp.minimum(loss, limit), loss))
+  rate = 1.0 / jnp.minimum(seen + 1.0, _SPIKE_HISTORY)
+  variance = (1 - rate) * (variance + rate * jnp.square(value - mean))
+  flags["spike"] = is_spike.astype(jnp.float32)
+  return ~nonfinite & ~is_spike, jnp.stack([mean + rate * (value - mean), variance, seen + 1.0]), flags
+
+
+def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
+  """Runs an experiment from start, or from where its workdir stands, to its end.
+
+  Args:
+    config: as `config.from_config_dict` returns it.
+    workdir: folder or object-store URL; see the README for what is written to it.
+
+  Returns:
+    What result.json holds.
+
+  Raises:
+    UserError: for anything in the config, the data or the workdir that cannot work, and where a policy of
+      `train.on_nonfinite` or `train.on_spike` stops the run.
+  """
+  from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
+  if config.train.compilation_cache:
+    enable_compilation_cache()
+  mesh = partitioning.make_mesh(config.mesh)
+  data = pipeline.open_data(config)
+  config = config_lib.resolve_durations(
+      config_lib.resolve_model(config, data.tokenizer.size), data.train.num_tokens)
+  setup = build(config, mesh)
+  workdir = epath.Path(workdir)
+  with partitioning.use_mesh(mesh), checkpoint.Checkpointer(workdir, config.checkpoint) as checkpointer:
+    state = _first_state(setup, checkpointer)
+    first_step = int(state.step)
+    if first_step >= config.train.num_steps and (finished := _finished_result(workdir)):
+      logging.info("%s is already finished.", workdir)
+      return finished
+    if jax.process_index() == 0:
+      (workdir / "config.json").write_text(config_lib.to_json(config))
+      data.tokenizer.save(workdir / "tokenizer.json")
+    with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
+                 active=jax.process_index() == 0) as tracker:
+      return _Loop(setup, data, tracker, checkpointer).run(state)
+
+
+class _Loop:
+  """The loop over steps. The host reads a step's metrics only after it has dispatched the next one."""
+
+  def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer):
+    self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
+    self.config = setup.config
+    self.evaluator = evaluate.Evaluator(setup.model, setup.objective, setup.config, setup.mesh, data)
+    self.flops_per_token = metrics.flops_per_token(self.config.model, self.config.data.seq_len)
+    self.tokens_per_step = self.config.train.batch_size * self.config.data.seq_len
+    self.clock = metrics.Clock(self.tokens_per_step, self.flops_per_token, metrics.peak_flops(jax.devices()))
+    self.schedule = make_schedule(self.config.optim, self.config.train.num_steps)
+    self.loss = None
+
+  def run(self, state: TrainState) -> dict[str, Any]:
+    first, last = int(state.step), self.config.train.num_steps
+    batches = self._batches(first)
+    train_step, pending = make_train_step(self.setup), None
+    with _Interrupt() as interrupt:
+      for step in range(first + 1, last + 1):
+        state, out = train_step(state, next(batches), self._hparams(step - 1))
+        if pending:
+          self._read(*pending)
+        pending = (step, out)
+        if self._due(step):
+          self._read(*pending)
+          pending = None
+          self._evaluate_and_save(step, state)
+        if interrupt.received:
+          break
+      if pending:
+        self._read(*pending)
+      if interrupt.received and step < last:
+        return self._interrupted(step, state)
+    return self._finish(state)
+
+  def _batches(self, first: int) -> Iterator[dict[str, jax.Array]]:
+    from lmjax.data import pipeline
+    rows = pipeline.train_batches(
+        self.data, self.config, start_step=first, make_example=self.setup.objective.make_example,
+        process_index=jax.process_index(), process_count=jax.process_count())
+    return (partitioning.global_batch(self.setup.mesh, batch) for batch in rows)
+
+  def _hparams(self, step: int) -> dict[str, np.ndarray]:
+    optim = self.config.optim
+    return {"learning_rate": np.float32(self.schedule(step)), "weight_decay": np.float32(optim.weight_decay),
+            "seed": np.uint32(self.config.seed)}
+
+  def _read(self, step: int, out: dict[str, jax.Array]) -> None:
+    """Waits for a step, applies the policies to what it saw, and logs it when it is due."""
+    values = {name: float(value) for name, value in jax.device_get(out).items()}
+    self.clock.tick()
+    self.loss = values["loss"]
+    self._apply_policies(step, values)
+    rate = self.clock.rates()
+    if step % self.config.train.log_every_steps == 0 or step == self.config.train.num_steps:
+      self.tracker.write(step, {
+          **values, "learning_rate": self.schedule(step - 1), "num_tokens": step * self.tokens_per_step,
+          "train_flops": step * self.tokens_per_step * self.flops_per_token, **rate})
+      self.clock.restart()
+    self.tracker.progress(step, {"loss": self.loss, **rate})
+
+  def _apply_policies(self, step: int, values: dict[str, float]) -> None:
+    train = self.config.train
+    seen = {"nonfinite": ("is not finite", "on_nonfinite", train.on_nonfinite),
+            "spike": ("is a spike", "on_spike", train.on_spike)}
+    for flag, (what, setting, policy) in seen.items():
+      if flag not in values or not values[flag]:
+        continue
+      logging.warning("The loss at step %d, %s, %s; its update was dropped.", step, values["loss"], what)
+      if policy == "stop":
+        self._result("stopped", step)
+        raise UserError(f"The loss or gradient at step {step} {what} (loss {values['loss']}, gradient norm "
+                        f"{values['grad_norm']}); lower config.optim.learning_rate or set config.train.{setting}=skip. "
+                        "Checkpoints up to then are kept.")
+
+  def _due(self, step: int) -> bool:
+    every = self.config.eval.every_steps
+    return bool(every and step % every == 0) or self.checkpointer.should_save(step)
+
+  def _evaluate_and_save(self, step: int, state: TrainState) -> None:
+    every = self.config.eval.every_steps
+    with self.clock.paused():
+      if self.checkpointer.should_save(step):
+        self._save(step, state)
+      # The last step's evaluation is the final one, over as much as eval.final_num_batches says.
+      if every and step % every == 0 and step < self.config.train.num_steps:
+        self.tracker.write(step, dict(self.evaluator(eval_params(self.setup, state), self.config.eval.num_batches)))
+
+  def _save(self, step: int, state: TrainState, force: bool = False) -> None:
+    meta = {"config": dataclasses.asdict(self.config), "data_position": step, "seed": self.config.seed,
+            "versions": metrics.versions()}
+    self.checkpointer.save(step, state, meta, force=force)
+
+  def _interrupted(self, step: int, state: TrainState) -> dict[str, Any]:
+    self._save(step, state, force=True)
+    self.checkpointer.wait()
+    logging.warning("Interrupted after step %d, which is saved; the same command goes on from there.", step)
+    return self._result("interrupted", step)
+
+  def _finish(self, state: TrainState) -> dict[str, Any]:
+    step = self.config.train.num_steps
+    self._save(step, state, force=True)
+    params = eval_params(self.setup, state)
+    values = dict(self.evaluator(params, self.config.eval.final_num_batches))
+    self.tracker.write(step, values)
+    self._sample(step, params)
+    self.checkpointer.wait()
+    first_set = next(iter(self.data.eval_sets))
+    return self._result("finished", step, eval_loss=values[f"{first_set}/loss"],
+                        bits_per_byte=values[f"{first_set}/bits_per_byte"],
+                        params_sha256=metrics.digest(state.params))
+
+  def _sample(self, step: int, params: Any) -> None:
+    train, tokenizer = self.config.train, self.data.tokenizer
+    if not train.sample_length or jax.process_count() > 1:
+      return
+    from lmjax.generation import generate
+    prompt = tokenizer.encode(train.sample_prompt) or [tokenizer.eos_id]
+    model = self.setup.config.model
+    room = model.max_positions - len(prompt) if model.position == "learned" else train.sample_length
+    tokens = generate(self.setup.model, params, [prompt], max_new_tokens=max(1, min(train.sample_length, room)),
+                      temperature=0.8, top_p=0.95, seed=self.config.seed, eos_id=tokenizer.eos_id, vocab_size=tokenizer.size)
+    self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
+
+  def _result(self, status: str, step: int, eval_loss: float | None = None, bits_per_byte: float | None = None,
+              params_sha256: str | None = None) -> dict[str, Any]:
+    """Writes result.json. What was not measured is null."""
+    shapes, tokens = self.setup.state_shapes.params, step * self.tokens_per_step
+    rate = self.clock.overall()
+    result = {
+        "status": status, "step": step, "num_params": metrics.count_params(shapes),
+        "num_params_non_embedding": metrics.count_non_embedding(shapes), "num_tokens": tokens,
+        "train_flops": tokens * self.flops_per_token, "train_loss": self.loss, "eval_loss": eval_loss,
+        "bits_per_byte": bits_per_byte, "tokens_per_second": rate.get("tokens_per_second"), "mfu": rate.get("mfu"),
+        "params_sha256": params_sha256, "device_kind": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(), "versions": metrics.versions()}
+    self.tracker.write_result(result)
+    return result
+
+
+def eval_params(setup: Setup, state: TrainState) -> Any:
+  """Returns the parameters to evaluate: the average where there is one and it is wanted."""
+  return state.ema if state.ema is not None and setup.config.eval.use_ema else state.params
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs on disk, in lmjax's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", os.path.join(config_lib.cache_dir(), "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> TrainState:
+  """Resume, else restore, else import, else scratch."""
+  resumed = checkpointer.restore(setup.state_shapes)
+  if resumed:
+    state, _ = resumed
+    logging.info("Going on from step %d.", int(state.step))
+    return state
+  state, cfg = init_state(setup), setup.config.checkpoint
+  if cfg.restore_from:
+    params = checkpoint.restore_params(cfg.restore_from, setup.state_shapes.params)
+  elif cfg.import_from:
+    from lmjax import convert
+    params = convert.import_params(cfg.import_from, setup.model, setup.state_shapes.params)
+  else:
+    return state
+  return _with_params(setup, state, params)
+
+
+def _with_params(setup: Setup, state: TrainState, params: Any) -> TrainState:
+  """Starts the optimizer and the average over from given parameters."""
+  def start(params):
+    ema = jax.tree.map(jnp.copy, params) if state.ema is not None else None
+    return TrainState(state.step, params, setup.optimizer.init(params), ema, state.spike)
+  return jax.jit(start, out_shardings=setup.state_shardings)(params)
+
+
+def _finished_result(workdir: epath.Path) -> dict[str, Any] | None:
+  path = workdir / "result.json"
+  result = json.loads(path.read_text()) if path.exists() else {}
+  return result if result.get("status") == "finished" else None
+
+
+class _Interrupt:
+  """Notes SIGTERM and lets the loop end its step."""
+
+  def __init__(self):
+    self.received = False
+
+  def __enter__(self):
+    # Python lets only the main thread set handlers; a run in another thread is its caller's to stop.
+    self._main = threading.current_thread() is threading.main_thread()
+    if self._main:
+      self._previous = signal.signal(signal.SIGTERM, self._note)
+    return self
+
+  def __exit__(self, *exc):
+    if self._main:
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def _note(self, *_):
+    self.received = True
