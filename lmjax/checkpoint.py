@@ -14,6 +14,7 @@ expects is a changed config, which is an error and never a reason to fall back.
 import concurrent.futures
 import contextlib
 import json
+import logging as std_logging
 import zlib
 from typing import Any
 
@@ -30,7 +31,16 @@ from lmjax.config import CheckpointConfig, UserError
 _ITEM = "state"
 _RECORD = "checksums.json"
 _READ_BYTES = 1 << 22
-_REFUSALS = ("No space left on device", "Disk quota exceeded", "Permission denied", "Read-only file system")
+_REFUSALS = ("No space left on device", "Disk quota exceeded", "File too large", "Permission denied",
+             "Read-only file system")
+
+
+def _is_shown(record: std_logging.LogRecord) -> bool:
+  """Keeps Orbax's messages for those who ask for details: what matters in them is raised or warned of here."""
+  return "/orbax/" not in record.pathname or logging.get_verbosity() > logging.WARNING
+
+
+logging.get_absl_logger().addFilter(_is_shown)
 
 
 class Checkpointer:
@@ -48,7 +58,8 @@ class Checkpointer:
     """
     self._directory = _checkpoints_folder(workdir)
     self._config = config
-    handler = _RecordingHandler()
+    # Trained weights shrink by a tenth at most, and compressing them takes longer than writing them.
+    handler = _RecordingHandler(use_compression=False)
     registry = ocp.DefaultCheckpointHandlerRegistry()
     registry.add(_ITEM, ocp.args.PyTreeSave, handler)
     kept = [ocp.checkpoint_managers.LatestN(config.keep_last)]
@@ -82,10 +93,14 @@ class Checkpointer:
     Raises:
       UserError: if this checkpoint, or the one still being written, cannot be written.
     """
+    self.wait()
+    if step in self._manager.all_steps():
+      return
+    tree = _to_tree(state)
+    if self._config.async_save:
+      tree = jax.tree.map(_detached, tree)
+    args = ocp.args.PyTreeSave(tree, custom_metadata=json.loads(json.dumps(meta)))
     with _write_errors(self._directory):
-      if step in self._manager.all_steps():
-        return
-      args = ocp.args.PyTreeSave(_to_tree(state), custom_metadata=json.loads(json.dumps(meta)))
       self._manager.save(step, args=ocp.args.Composite(**{_ITEM: args}), force=True)
     if not self._config.async_save:
       self.wait()
@@ -185,10 +200,13 @@ def load_params(workdir: epath.PathLike, step: int | None = None, *, prefer_ema:
 
 @contextlib.contextmanager
 def _write_errors(directory: epath.Path):
-  """Turns what the file system refuses into a UserError."""
+  """Clears what a failed save has left, and turns what the file system refuses into a UserError."""
   try:
     yield
   except Exception as e:
+    if jax.process_index() == 0:
+      for path in directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        path.rmtree()
     # Orbax and TensorStore wrap the system's errors in types of their own; the text is what they share.
     reason = next((words for words in _REFUSALS if words.lower() in f"{e!r} {e.__cause__!r}".lower()), None)
     if reason is None:
@@ -216,6 +234,27 @@ def _to_tree(state: Any) -> dict:
   """Returns the state as nested dicts, with random keys as the integers they are made of."""
   flat = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in _flat(state).items()}
   return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _detached(leaf: jax.Array) -> jax.Array:
+  """Returns a copy of an array that lives on the CPU, and any other array as it is.
+
+  Orbax copies from an accelerator before a save returns, but on the CPU it writes from the array's own memory, and the
+  next training step, to which that memory is donated, would wait until it is written.
+  """
+  if any(device.platform != "cpu" for device in leaf.sharding.device_set):
+    return leaf
+  shards = [jax.device_put(_aligned_copy(np.asarray(shard.data)), shard.device) for shard in leaf.addressable_shards]
+  return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
+
+
+def _aligned_copy(array: np.ndarray) -> np.ndarray:
+  """Returns a copy that starts at a multiple of 64 bytes, which `device_put` takes over without copying it again."""
+  memory = np.empty(array.nbytes + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  copy = memory[start:start + array.nbytes].view(array.dtype).reshape(array.shape)
+  np.copyto(copy, array)
+  return copy
 
 
 def _stored_form(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

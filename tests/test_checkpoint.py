@@ -7,6 +7,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,6 +144,17 @@ def test_arrays_may_be_donated_while_they_are_written(tmp_path):
   assert np.array_equal(restored["x"], np.arange(2_000_000, dtype=np.float32))
 
 
+def test_a_save_leaves_the_memory_of_the_state_free():
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  x = jax.device_put(jax.random.normal(jax.random.key(0), (33, 7), jnp.bfloat16), device)
+  copy = checkpoint._detached(x)
+  assert_same(copy, x)
+  assert copy.sharding == device
+  assert copy.unsafe_buffer_pointer() != x.unsafe_buffer_pointer()
+  aligned = checkpoint._aligned_copy(np.asarray(x))
+  assert jax.device_put(aligned, device).unsafe_buffer_pointer() == aligned.ctypes.data
+
+
 def test_no_checkpoint_is_a_fresh_start(tmp_path):
   assert checkpoint.latest_step(tmp_path / "run") is None
   assert restore(tmp_path / "run") is None
@@ -207,7 +219,8 @@ def flip(path: pathlib.Path) -> None:
   path.write_bytes(data)
 
 
-DAMAGES = {"delete": pathlib.Path.unlink, "truncate": truncate, "flip": flip, "empty": lambda path: path.write_bytes(b"")}
+DAMAGES = {"delete": pathlib.Path.unlink, "truncate": truncate, "flip": flip,
+           "empty": lambda path: path.write_bytes(b"")}
 
 
 def test_the_table_of_files_is_complete(two_checkpoints):
@@ -367,7 +380,8 @@ def specs(shape, mesh_shape):
   mesh = Mesh(devices, ("a", "b"))
   return {name: NamedSharding(mesh, spec) for name, spec in mesh_shape.items()}
 
-value = {"x": np.arange(64 * 48, dtype=np.float32).reshape(64, 48), "y": np.arange(8, dtype=np.int32), "z": np.float32(3)}
+value = {"x": np.arange(64 * 48, dtype=np.float32).reshape(64, 48), "y": np.arange(8, dtype=np.int32),
+         "z": np.float32(3)}
 layouts = [((1, 1), {"x": P(), "y": P(), "z": P()}),
            ((8, 1), {"x": P("a"), "y": P("a"), "z": P()}),
            ((2, 4), {"x": P("b", "a"), "y": P("b"), "z": P()}),
@@ -425,7 +439,7 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path, caplog):
   rng = random.Random(0)
   abstract = {"x": abstract_of(jnp.zeros((200_000,), jnp.float32)), "step": abstract_of(jnp.int32(0))}
   previous = 0
-  for _ in range(4):
+  for _ in range(3):
     process = python(SAVING_SCRIPT, str(tmp_path))
     assert process.stdout.readline() == "ready\n", process.stderr.read()
     time.sleep(0.2 + rng.random())
@@ -438,3 +452,93 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path, caplog):
     assert all(name.isdigit() for name in folders(tmp_path)), "half-written folders are cleared"
     previous = step
   assert not caplog.records
+
+
+FULL_DISK_SCRIPT = """
+import os, resource, signal, sys
+import jax.numpy as jnp
+from lmjax import checkpoint
+from lmjax.config import CheckpointConfig, UserError
+
+run = checkpoint.Checkpointer(sys.argv[1], CheckpointConfig(async_save=sys.argv[2] == "async"))
+run.save(1, {"x": jnp.ones((10,))}, {})
+run.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+try:
+  run.save(2, {"x": jnp.ones((1_000_000,))}, {})
+  run.wait()
+except UserError as e:
+  print(e)
+run.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["async", "sync"])
+def test_a_refused_write_is_one_sentence_and_leaves_nothing(tmp_path, how):
+  process = python(FULL_DISK_SCRIPT, str(tmp_path), how)
+  out, _ = process.communicate(timeout=60)
+  assert process.returncode == 0
+  assert out == (f"A checkpoint could not be written to {tmp_path}/checkpoints (File too large); make room or give "
+                 "another workdir, and start again: the run goes on from its last checkpoint.\n")
+  assert folders(tmp_path) == ["1"]
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+  (tmp_path / "run").write_text("")
+  with pytest.raises(UserError, match="run/checkpoints cannot be written"):
+    checkpoint.Checkpointer(tmp_path / "run", CheckpointConfig())
+
+
+PROCESSES_SCRIPT = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+workdir, index, count, port = sys.argv[1], *map(int, sys.argv[2:])
+if count > 1:
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+from lmjax import checkpoint
+from lmjax.config import CheckpointConfig
+
+mesh = Mesh(np.array(jax.devices()), ("a",))
+shardings = {"x": NamedSharding(mesh, P("a")), "y": NamedSharding(mesh, P())}
+run = checkpoint.Checkpointer(workdir, CheckpointConfig())
+value = {"x": np.arange(4096, dtype=np.float32).reshape(64, 64), "y": np.float32(3)}
+found = run.restore({k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=shardings[k]) for k, v in value.items()})
+step = 0
+if found is not None:
+  state, meta = found
+  step = meta["step"]
+  for k, v in value.items():
+    assert all(np.array_equal(shard.data, v[shard.index] + step) for shard in state[k].addressable_shards), k
+for new in (step + 1, step + 2):
+  state = {k: jax.make_array_from_callback(v.shape, shardings[k], lambda i: v[i] + new) for k, v in value.items()}
+  run.save(new, state, {"step": new})
+run.close()
+print(step)
+"""
+
+
+def run_processes(workdir: pathlib.Path, count: int) -> list[str]:
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  processes = [python(PROCESSES_SCRIPT, str(workdir), str(i), str(count), str(port)) for i in range(count)]
+  outputs = []
+  for process in processes:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    outputs.append(out.split()[-1])
+  return outputs
+
+
+@pytest.mark.slow
+def test_processes_may_change_in_number_and_agree_on_damage(tmp_path):
+  assert run_processes(tmp_path, 2) == ["0", "0"]
+  assert run_processes(tmp_path, 1) == ["2"]
+  assert run_processes(tmp_path, 2) == ["4", "4"]
+  written, = (tmp_path / "checkpoints" / "6" / "state").glob("ocdbt.process_1/manifest.ocdbt")
+  flip(written)
+  assert run_processes(tmp_path, 2) == ["5", "5"]
+  assert folders(tmp_path) == ["6", "7", "damaged-6"]
