@@ -61,6 +61,12 @@ class Tracker:
     self._samples = _JsonLines(workdir / "samples.jsonl", start_step)
     self._progress = _open_progress(start_step, num_steps)
 
+  def __enter__(self) -> "Tracker":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Records the metrics of a step everywhere."""
     if not self._active:
@@ -106,14 +112,20 @@ class _JsonLines:
   def __init__(self, path: epath.Path, start_step: int):
     self._path = path
     before = path.read_text() if path.exists() else ""
-    text = "".join(_lines_until(path, before, start_step))
+    kept = _lines_until(path, before, start_step)
+    text = "".join(kept)
     if text != before:
       _write_whole(path, text)
+    # A run that was killed after it had saved its step does again what comes after the save, such as the last
+    # evaluation; what it had written of that is not written twice.
+    self._already = {line for line in kept if json.loads(line)["step"] == start_step}
     # An object store cannot append, so there the whole text is kept and written again.
     self._text = None if _is_local(path) else text
 
   def append(self, record: Mapping[str, Any]) -> None:
     line = json.dumps(record, allow_nan=False) + "\n"
+    if line in self._already:
+      return
     if self._text is None:
       with open(self._path, "a", encoding="utf-8") as f:
         f.write(line)

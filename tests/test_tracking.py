@@ -64,6 +64,20 @@ def test_a_cut_last_line_goes_even_where_its_step_would_stay(tmp_path):
   assert read(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 6}]
 
 
+def test_what_follows_the_last_save_is_not_written_twice(tmp_path):
+  tracker = make(tmp_path)
+  tracker.write(20, {"loss": 1.0})
+  tracker.write(20, {"validation/loss": 2.0})
+  tracker.sample(20, "a", "b")
+  again = make(tmp_path, start_step=20)
+  again.write(20, {"validation/loss": 2.0})
+  again.write(20, {"train/loss": 3.0})
+  again.sample(20, "a", "b")
+  assert read(tmp_path / "metrics.jsonl") == [
+      {"step": 20, "loss": 1.0}, {"step": 20, "validation/loss": 2.0}, {"step": 20, "train/loss": 3.0}]
+  assert len(read(tmp_path / "samples.jsonl")) == 1
+
+
 def test_a_damaged_line_is_not_dropped_in_silence(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
   with pytest.raises(UserError, match="metrics.jsonl has a line .*'nonsense'"):
@@ -133,9 +147,8 @@ def test_a_resumed_run_counts_on_from_its_step(tmp_path, capsys):
 
 def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-  tracker = make(tmp_path, start_step=5, num_steps=20)
-  tracker.progress(20, {"loss": 1.25, "tokens_per_second": 10.0})
-  tracker.close()
+  with make(tmp_path, start_step=5, num_steps=20) as tracker:
+    tracker.progress(20, {"loss": 1.25, "tokens_per_second": 10.0})
   last = capsys.readouterr().err.split("\r")[-1]
   assert "20/20" in last and "loss=1.250" in last and "tokens/s=10" in last and "MFU" not in last
 

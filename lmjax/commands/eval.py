@@ -17,7 +17,7 @@ POSITIONAL = "workdir"
 def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "Workdir of a run.", flag_values=flag_values)
   flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the last one unless given.", flag_values=flag_values)
-  flags.DEFINE_list("sets", None, "What to evaluate on, written as in config.eval.sets; the run's own unless given.",
+  flags.DEFINE_list("sets", None, "Names of evaluation sets of the run; all of them unless given.",
                     flag_values=flag_values)
 
 

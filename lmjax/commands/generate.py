@@ -20,8 +20,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer("max_new_tokens", 128, "Tokens made at most.", flag_values=flag_values)
   flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 always takes the likeliest token.",
                      flag_values=flag_values)
-  flags.DEFINE_integer("top_k", None, "Sample among this many likeliest tokens.", flag_values=flag_values)
-  flags.DEFINE_float("top_p", None, "Sample among the likeliest tokens that hold this share of the probability.",
+  flags.DEFINE_integer("top_k", 0, "Sample among this many likeliest tokens; 0 among all.", flag_values=flag_values)
+  flags.DEFINE_float("top_p", 1.0, "Sample among the likeliest tokens that hold this share of the probability.",
                      flag_values=flag_values)
   flags.DEFINE_integer("seed", 0, "Seed of the sampling.", flag_values=flag_values)
   flags.DEFINE_integer("num_samples", 1, "Continuations made.", flag_values=flag_values)
@@ -38,8 +38,8 @@ def main(flag_values: flags.FlagValues) -> None:
   samples = lmjax.generate(
       model, params, [prompt] * flag_values.num_samples, max_new_tokens=flag_values.max_new_tokens,
       temperature=flag_values.temperature, top_k=flag_values.top_k, top_p=flag_values.top_p, seed=flag_values.seed,
-      eos_id=tokenizer.eos_id)
+      eos_id=tokenizer.eos_id, vocab_size=tokenizer.size)
   for index, tokens in enumerate(samples):
     if flag_values.num_samples > 1:
       print(f"--- {index + 1} ---")
-    print(flag_values.prompt + tokenizer.decode([token for token in tokens if token != tokenizer.eos_id]))
+    print(flag_values.prompt + tokenizer.decode(tokens))

@@ -161,7 +161,7 @@ def test_report_prints_the_path(library, capsys):
 
 class Letters:
   """A tokenizer whose tokens are letters; 0 ends a text."""
-  eos_id = 0
+  eos_id, size = 0, 128
 
   def encode(self, text):
     return [ord(c) for c in text]
@@ -176,7 +176,7 @@ def model(monkeypatch):
 
   def generate(model, params, prompts, **options):
     calls.append((model, params, prompts, options))
-    return [[ord("x"), 0]] * len(prompts)
+    return [[ord("x")]] * len(prompts)
   monkeypatch.setattr(lmjax, "load", lambda path: ("model", f"params of {path}"), raising=False)
   monkeypatch.setattr(lmjax, "load_tokenizer", lambda path: Letters(), raising=False)
   monkeypatch.setattr(lmjax, "generate", generate, raising=False)
@@ -186,7 +186,8 @@ def model(monkeypatch):
 def test_generate(model, capsys):
   assert cli.run(["generate", "w", "--prompt=ab", "--top_k=5", "--temperature=0.5", "--seed=7"]) == 0
   assert model == [("model", "params of w", [[97, 98]], {
-      "max_new_tokens": 128, "temperature": 0.5, "top_k": 5, "top_p": None, "seed": 7, "eos_id": 0})]
+      "max_new_tokens": 128, "temperature": 0.5, "top_k": 5, "top_p": 1.0, "seed": 7, "eos_id": 0,
+      "vocab_size": 128})]
   assert capsys.readouterr().out == "abx\n"
 
 
