@@ -1,0 +1,232 @@
+"""From the config to batches: opens sources, tokenises, packs, mixes, and reads in the order of (seed, step) alone."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+
+from lmjax.config import Config, DataConfig, UserError, nearest, split_sources
+from lmjax.data.packing import BestFit, Concat
+from lmjax.data.pieces import Source
+from lmjax.data.sources import open_source, short_name
+from lmjax.data.token_store import TokenStore, build_store, default_cache_dir
+from lmjax.data.tokenizer import Tokenizer, load_tokenizer
+
+Example = dict[str, np.ndarray]
+
+# An objective's host function. It gets a packed example (see packing.py) and a key, and returns a row of the batch. The
+# key is (seed, place of the example in the order), for `np.random.default_rng(key)` where the objective draws something;
+# where it does not, no generator is made.
+MakeExample = Callable[[Example, tuple[int, int]], Example]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSet:
+  """Packed examples of one or more stores, one after the other.
+
+  Attributes:
+    name: "train", or that of an evaluation set.
+    parts: the packed stores.
+  """
+  name: str
+  parts: tuple[Concat | BestFit, ...]
+
+  @functools.cached_property
+  def num_examples(self) -> int:
+    """Examples of an epoch."""
+    return sum(map(len, self.parts))
+
+  @property
+  def num_tokens(self) -> int:
+    """Targets of an epoch."""
+    return sum(part.store.num_tokens for part in self.parts)
+
+  @property
+  def num_bytes(self) -> int:
+    """UTF-8 bytes of the text."""
+    return sum(part.store.manifest.num_bytes for part in self.parts)
+
+  @property
+  def num_documents(self) -> int:
+    return sum(part.store.manifest.num_documents for part in self.parts)
+
+  def __getitem__(self, index: int) -> Example:
+    for part in self.parts:
+      if index < len(part):
+        return part[index]
+      index -= len(part)
+    raise IndexError(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What a run reads.
+
+  Attributes:
+    train: the training set; a mixture has one part a source.
+    eval_sets: evaluation sets by name, in the order of the config.
+  """
+  tokenizer: Tokenizer
+  train: TokenSet
+  eval_sets: dict[str, TokenSet]
+
+
+def open_data(config: Config) -> Data:
+  """Prepares all data of a config: what is not in the cache is read and tokenised, with a progress bar.
+
+  Evaluation sets are named as in `config.eval.sets`. `validation` is what the source holds out; for a mixture it is one set
+  a source, `validation/NAME`. `NAME=SOURCE` is the training split of that source with nothing held out.
+
+  Raises:
+    UserError: where a source, the tokenizer or an evaluation set is missing, broken or empty.
+  """
+  sources = [open_source(spec, config.data) for spec in split_sources(config.data.source) or [""]]
+  prepare = _Preparer(config.data, sources)
+  train = prepare.token_set("train", sources, "train")
+  sets = {}
+  for entry in config.eval.sets:
+    for token_set in _eval_sets(entry, config.data, sources, train, prepare):
+      if token_set.name in sets:
+        raise UserError(f"config.eval.sets names {token_set.name!r} twice; give each set a name of its own.")
+      sets[token_set.name] = token_set
+  return Data(prepare.tokenizer, train, sets)
+
+
+def train_batches(data: Data, config: Config, *, start_step: int, make_example: MakeExample, process_index: int = 0,
+                  process_count: int = 1) -> Iterator[Example]:
+  """Yields the batches of training without end.
+
+  Batch k is a function of (config.seed, k) and the data alone: not of where reading began, of the number of processes, or
+  of workers. Reading may begin anywhere at once.
+
+  Args:
+    start_step: number of the first batch, from 0.
+    make_example: the objective's host function. With `data.num_workers` it must be importable by name.
+    process_index: this process reads the rows [p * B / P, (p + 1) * B / P) of each batch.
+    process_count: P, which must divide `train.batch_size`, B.
+
+  Returns:
+    An iterator over dicts of arrays [B / P, T]: inputs, targets (int32), weights (float32), and positions and segment_ids
+    (int32) where attention is kept within documents, for an objective that leaves examples as they are.
+  """
+  import grain
+
+  from lmjax.data import mixing
+  batch_size = config.train.batch_size
+  sizes = [len(part) for part in data.train.parts]
+  order = mixing.training_order(sizes, config.data.weights or sizes, config.seed, config.data.shuffle)
+  read_row = functools.partial(_read_row, data.train, make_example, config.seed)
+  batches = mixing.Batches(order, read_row, batch_size, _rows(batch_size, process_index, process_count))
+  workers, prefetch = config.data.num_workers, config.data.prefetch
+  # One thread: reading is mostly Python, and holds the interpreter's lock.
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+  dataset = batches[start_step:].to_iter_dataset(options)
+  if workers:
+    from absl import flags
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain's workers read flags of its own, which only absl's app.run parses.
+    dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=math.ceil(prefetch / workers)))
+  return iter(dataset)
+
+
+def eval_batches(token_set: TokenSet, config: Config, *, batch_size: int, num_batches: int | None = None,
+                 make_example: MakeExample, process_index: int = 0, process_count: int = 1) -> Iterator[Example]:
+  """Yields the batches of an evaluation: each example once, in order, or some that are spread evenly.
+
+  The last batch is filled up with rows of zeros, whose weights count nothing, so that every batch has the same shape and
+  every process sees as many.
+
+  Args:
+    batch_size: of the whole batch, over all processes.
+    num_batches: at most so many; None means all.
+    make_example: as for `train_batches`; its key is (config.seed, number of the example).
+    process_index: as for `train_batches`.
+    process_count: as for `train_batches`.
+  """
+  total = token_set.num_examples
+  count = min(total, num_batches * batch_size) if num_batches else total
+  rows = _rows(batch_size, process_index, process_count)
+  for first in range(0, count, batch_size):
+    examples = [i * total // count for i in range(first + rows.start, min(first + rows.stop, count))]
+    # A process whose rows are all padding still needs one example, for the shape.
+    made = [_read_row(token_set, make_example, config.seed, i, i) for i in examples or [0]]
+    padding = [{key: np.zeros_like(value) for key, value in made[0].items()}] * (len(rows) - len(examples))
+    made = made[:len(examples)] + padding
+    yield {key: np.stack([row[key] for row in made]) for key in made[0]}
+
+
+def describe(config: Config) -> dict[str, Any]:
+  """Prepares the data of a config and describes it.
+
+  Returns:
+    A nested dict of names and figures: the tokenizer, steps of an epoch, and for each set its tokens, documents, UTF-8
+    bytes, bytes a token, examples and share of padding; and the beginning of the training text, decoded.
+  """
+  data = open_data(config)
+  seq_len = config.data.seq_len
+  first = data.train.parts[0].store.tokens[:200]
+  return {
+      "tokenizer": {"name": config.data.tokenizer, "size": data.tokenizer.size, "end of document": data.tokenizer.eos_id},
+      "steps per epoch": data.train.num_examples / config.train.batch_size,
+      **{token_set.name: _figures(token_set, seq_len) for token_set in
+         {"train": data.train, **data.eval_sets}.values()},
+      "first training text": data.tokenizer.decode(first)[:200],
+  }
+
+
+def _figures(token_set: TokenSet, seq_len: int) -> dict[str, Any]:
+  return {
+      "tokens": token_set.num_tokens, "documents": token_set.num_documents, "bytes": token_set.num_bytes,
+      "bytes per token": token_set.num_bytes / token_set.num_tokens, "examples": token_set.num_examples,
+      "share of padding": 1 - token_set.num_tokens / (token_set.num_examples * seq_len),
+  }
+
+
+class _Preparer:
+  """Makes token sets by the settings of a config, all with one tokenizer."""
+
+  def __init__(self, config: DataConfig, sources: Sequence[Source]):
+    self._config = config
+    self._cache_dir = pathlib.Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    self.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_vocab_size, sources, self._cache_dir)
+
+  def token_set(self, name: str, sources: Sequence[Source], split: str) -> TokenSet:
+    stores = [build_store(source, split, self.tokenizer, self._cache_dir) for source in sources]
+    return TokenSet(name, tuple(map(self._pack, stores)))
+
+  def _pack(self, store: TokenStore) -> Concat | BestFit:
+    if self._config.packing == "best_fit":
+      return BestFit(store, self._config.seq_len, self.tokenizer.eos_id)
+    return Concat(store, self._config.seq_len, self.tokenizer.eos_id, self._config.document_mask)
+
+
+def _eval_sets(entry: str, config: DataConfig, sources: Sequence[Source], train: TokenSet,
+               prepare: _Preparer) -> list[TokenSet]:
+  """Returns the sets that an entry of config.eval.sets names."""
+  if entry == "train":
+    return [train]
+  if entry == "validation":
+    names = ["validation"] if len(sources) == 1 else [f"validation/{short_name(source.spec)}" for source in sources]
+    return [prepare.token_set(name, [source], "validation") for name, source in zip(names, sources)]
+  name, equals, spec = entry.partition("=")
+  if not equals or not name or not spec:
+    raise UserError(f"config.eval.sets has the entry {entry!r}, which is neither validation, nor train, nor NAME=SOURCE"
+                    f"{nearest(entry, ('validation', 'train'))}")
+  whole = dataclasses.replace(config, validation_fraction=0.0)
+  return [prepare.token_set(name, [open_source(part, whole) for part in split_sources(spec)], "train")]
+
+
+def _read_row(token_set: TokenSet, make_example: MakeExample, seed: int, example: int, place: int) -> Example:
+  return make_example(token_set[example], (seed, place))
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> range:
+  if batch_size % process_count:
+    raise UserError(f"A batch of {batch_size} sequences cannot be divided among {process_count} processes; make the batch "
+                    f"size a multiple of {process_count}.")
+  size = batch_size // process_count
+  return range(process_index * size, (process_index + 1) * size)

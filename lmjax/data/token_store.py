@@ -1,0 +1,200 @@
+"""Tokens on disk: a text is tokenised once, and read from then on by memory mapping.
+
+A store is a folder with
+  tokens.bin     all tokens, uint16 where the vocabulary allows, else uint32; each document is followed by the tokenizer's
+                 end-of-sequence token
+  ends.bin       uint64, where each document ends (after its end-of-sequence token), in tokens
+  manifest.json  what it was made from, and how much there is
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from typing import BinaryIO, Iterator
+
+import numpy as np
+
+from lmjax.config import UserError
+from lmjax.data.pieces import Piece, Source, digest
+from lmjax.data.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+# Characters tokenised at a time: enough to keep every core busy, little enough to bound memory.
+_BATCH_SIZE = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What a store holds and what it was made from.
+
+  Attributes:
+    num_bytes: of the text in UTF-8, without the end-of-sequence tokens.
+    num_tokens: with them.
+  """
+  format_version: int
+  source: str
+  tokenizer: str
+  split: str
+  dtype: str
+  num_tokens: int
+  num_documents: int
+  num_bytes: int
+
+
+class TokenStore:
+  """A finished store. It is opened lazily and pickles as its path, so that worker processes map the files anew."""
+
+  def __init__(self, path: str | os.PathLike):
+    """Reads the manifest.
+
+    Raises:
+      UserError: where there is no whole store.
+    """
+    self.path = pathlib.Path(path)
+    try:
+      self.manifest = Manifest(**json.loads((self.path / "manifest.json").read_text()))
+      sizes = [(self.path / name).stat().st_size for name in ("tokens.bin", "ends.bin")]
+    except (OSError, ValueError, TypeError) as e:
+      raise UserError(f"{self.path} is not a whole token store ({e}); delete the folder, and it is made anew.") from e
+    self.num_tokens = self.manifest.num_tokens
+    expected = [self.num_tokens * np.dtype(self.manifest.dtype).itemsize, self.manifest.num_documents * 8]
+    if sizes != expected:
+      raise UserError(f"The token store in {self.path} is damaged: its files have {sizes} bytes instead of {expected}; "
+                      "delete the folder, and it is made anew.")
+
+  @functools.cached_property
+  def tokens(self) -> np.ndarray:
+    """[num_tokens], memory-mapped."""
+    # A plain view of the map: slicing a np.memmap costs several times more.
+    return np.memmap(self.path / "tokens.bin", self.manifest.dtype, "r").view(np.ndarray)
+
+  @functools.cached_property
+  def ends(self) -> np.ndarray:
+    """[num_documents] uint64, memory-mapped."""
+    return np.memmap(self.path / "ends.bin", np.uint64, "r").view(np.ndarray)
+
+  def __reduce__(self):
+    return TokenStore, (self.path,)
+
+
+def build_store(source: Source, split: str, tokenizer: Tokenizer, cache_dir: str | os.PathLike) -> TokenStore:
+  """Returns the store of a source's split, tokenising it unless that has been done.
+
+  Memory does not grow with the text. The store appears under its name when it is whole; processes that want the same one
+  wait for the first to make it.
+
+  Args:
+    source: what to read.
+    split: "train" or "validation".
+    tokenizer: what turns text into tokens.
+    cache_dir: folder that holds the stores.
+
+  Raises:
+    UserError: where the split is empty, the source broken or the folder not writable.
+  """
+  key = digest(FORMAT_VERSION, source.fingerprint, tokenizer.fingerprint, split)[:24]
+  path = pathlib.Path(cache_dir) / "tokens" / key
+  if path.is_dir():
+    return TokenStore(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_suffix(".lock")):
+      if not path.is_dir():
+        _build(source, split, tokenizer, path)
+  except OSError as e:
+    raise UserError(f"The tokens of {source.spec} cannot be written to {path.parent} ({e.strerror or e}); make room there "
+                    "or set config.data.cache_dir to another folder.") from e
+  return TokenStore(path)
+
+
+def default_cache_dir() -> pathlib.Path:
+  """Returns $LMJAX_CACHE_DIR, $XDG_CACHE_HOME/lmjax or ~/.cache/lmjax, the first that is set."""
+  if "LMJAX_CACHE_DIR" in os.environ:
+    return pathlib.Path(os.environ["LMJAX_CACHE_DIR"])
+  if "XDG_CACHE_HOME" in os.environ:
+    return pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "lmjax"
+  return pathlib.Path.home() / ".cache" / "lmjax"
+
+
+def _build(source: Source, split: str, tokenizer: Tokenizer, path: pathlib.Path) -> None:
+  for leftover in path.parent.glob(f"{path.name}.*.tmp"):  # Of a build that was killed; the lock says none is running.
+    shutil.rmtree(leftover, ignore_errors=True)
+  temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+  temporary.mkdir()
+  try:
+    manifest = _write(source, split, tokenizer, temporary)
+    (temporary / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+    try:
+      temporary.rename(path)
+    except OSError:
+      if not path.is_dir():  # Else a process elsewhere, which the lock did not reach, was first: its store is the same.
+        raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(source: Source, split: str, tokenizer: Tokenizer, folder: pathlib.Path) -> Manifest:
+  from tqdm import tqdm
+  dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
+  num_tokens = num_documents = num_bytes = 0
+  bar = tqdm(desc=f"tokenising {source.spec} ({split})", total=source.approximate_bytes(split), unit="B", unit_scale=True,
+             delay=1, disable=None)
+  with open(folder / "tokens.bin", "wb") as tokens_file, open(folder / "ends.bin", "wb") as ends_file, bar:
+    for batch in _batches(source.pieces(split)):
+      num_documents += _write_batch(batch, tokenizer, dtype, num_tokens, tokens_file, ends_file)
+      num_tokens = tokens_file.tell() // dtype.itemsize
+      batch_bytes = sum(len(piece.text.encode()) for piece in batch)
+      num_bytes += batch_bytes
+      bar.update(batch_bytes)
+    for file in (tokens_file, ends_file):
+      file.flush()
+      os.fsync(file.fileno())
+  if not num_bytes:
+    raise UserError(f"The {split} split of {source.spec} has no text; " + (
+        "raise config.data.validation_fraction, or name another set in config.eval.sets."
+        if split == "validation" else "give a source that has some, or lower config.data.validation_fraction."))
+  return Manifest(FORMAT_VERSION, source.fingerprint, tokenizer.fingerprint, split, dtype.name, num_tokens, num_documents,
+                  num_bytes)
+
+
+def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+  batch, size = [], 0
+  for piece in pieces:
+    batch.append(piece)
+    size += len(piece.text)
+    if size >= _BATCH_SIZE:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
+def _write_batch(batch: list[Piece], tokenizer: Tokenizer, dtype: np.dtype, offset: int, tokens_file: BinaryIO,
+                 ends_file: BinaryIO) -> int:
+  """Appends the tokens of some pieces and the ends of the documents among them; returns how many ended."""
+  eos = np.array([tokenizer.eos_id], dtype)
+  arrays, ends = [], []
+  for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch])):
+    arrays.append(ids.astype(dtype))
+    offset += len(ids)
+    if piece.ends_document:
+      arrays.append(eos)
+      offset += 1
+      ends.append(offset)
+  np.concatenate(arrays).tofile(tokens_file)
+  np.array(ends, np.uint64).tofile(ends_file)
+  return len(ends)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Holds an exclusive lock on a file; the system frees it if the process dies."""
+  with open(path, "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield

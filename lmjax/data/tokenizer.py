@@ -1,0 +1,193 @@
+"""Turns text into tokens and back. Every tokenizer is a `tokenizers.Tokenizer`, whether built in, trained or loaded."""
+
+import functools
+import os
+import pathlib
+from typing import Any, Iterable, Sequence
+
+import numpy as np
+
+from lmjax.config import UserError
+from lmjax.data.pieces import Source, digest
+
+EOS = "<|endoftext|>"
+
+# What the token after a document is called by the tokenizers there are; the first that exists is used.
+_EOS_NAMES = (EOS, "</s>", "<eos>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "<|eos|>",
+              "<EOS>", "[EOS]", "<|im_end|>", "[SEP]")
+
+# How text is split before merging, after GPT-2 and its successors: a word takes along the one character before it (a
+# space, a dot, an underscore, an opening bracket); digits come in threes; punctuation takes along the line end and the
+# indentation that follow, so that Python's line structure costs few tokens.
+_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+\s*(?!\S)|\s+(?!\S)|\s+"
+_SAMPLE_BYTES = 64 << 20
+
+
+class Tokenizer:
+  """A `tokenizers.Tokenizer` with one way to encode: no special tokens are added, truncated, padded or parsed from text.
+
+  Attributes:
+    size: number of token ids, the largest id plus one.
+    eos_id: id of the token that ends a document.
+    fingerprint: changes when any id could.
+  """
+
+  def __init__(self, backend: Any):
+    """Wraps a `tokenizers.Tokenizer`.
+
+    Raises:
+      UserError: where it has no token to end a document with.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    # The text of a special token, where it stands in a document, is text.
+    backend.encode_special_tokens = True
+    self._backend = backend
+    vocab = backend.get_vocab(with_added_tokens=True)
+    self.size = max(vocab.values()) + 1
+    names = [name for name in _EOS_NAMES if name in vocab]
+    if not names:
+      raise UserError(f"The tokenizer has no token that ends a document; it needs one of {', '.join(_EOS_NAMES)}.")
+    self.eos_id = vocab[names[0]]
+
+  @classmethod
+  def from_file(cls, path: str | os.PathLike) -> "Tokenizer":
+    """Loads a tokenizer.json, or the one in a folder.
+
+    Raises:
+      UserError: where there is none, or it cannot be read.
+    """
+    import tokenizers
+    path = pathlib.Path(path).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+      raise UserError(f"There is no tokenizer file {file} (config.data.tokenizer); give bytes, bpe or the path of a "
+                      "tokenizer.json.")
+    try:
+      backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as e:  # The Rust side raises plain Exception.
+      reason = (str(e).splitlines() or ["unknown"])[0]
+      raise UserError(f"{file} is not a tokenizer file of the tokenizers library ({reason}); give a tokenizer.json as "
+                      "that library saves it.") from e
+    try:
+      return cls(backend)
+    except UserError as e:
+      raise UserError(f"{file}: {e}") from e
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes a tokenizer.json; either all of it appears or nothing."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+    os.replace(temporary, path)
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text."""
+    return self._backend.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the ids (uint32) of each text, using all cores."""
+    encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of some ids, special tokens included."""
+    return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    return digest(self._backend.to_str())
+
+
+def byte_tokenizer() -> Tokenizer:
+  """Returns the tokenizer whose ids 0 to 255 are the bytes of UTF-8; 256 is `<|endoftext|>`."""
+  import tokenizers
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_byte_vocab(), merges=[]))
+  return _with_bytes(backend, [])
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+  """Trains a byte-level BPE.
+
+  Args:
+    texts: what to train on.
+    vocab_size: number of tokens, `<|endoftext|>` (the first) and the 256 bytes among them; a small text gives fewer.
+  """
+  import tokenizers
+  split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated")
+  backend = _with_bytes(tokenizers.Tokenizer(tokenizers.models.BPE()), [split])
+  trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False)
+  backend.train_from_iterator(texts, trainer)
+  return Tokenizer(backend)
+
+
+def load_tokenizer(spec: str, vocab_size: int, sources: Sequence[Source], cache_dir: str | os.PathLike) -> Tokenizer:
+  """Returns the tokenizer that the config names.
+
+  Args:
+    spec: `config.data.tokenizer`: bytes, bpe, or the path of a tokenizer.json or of a folder that holds one.
+    vocab_size: of a trained one.
+    sources: whose training splits `bpe` is trained on; a tokenizer once trained is kept in the cache.
+    cache_dir: the cache.
+
+  Raises:
+    UserError: where there is no such tokenizer, or nothing to train it on.
+  """
+  if spec == "bytes":
+    return byte_tokenizer()
+  if spec != "bpe":
+    return Tokenizer.from_file(spec)
+  key = digest("bpe", 1, _SPLIT, _SAMPLE_BYTES, vocab_size, *(source.fingerprint for source in sources))[:24]
+  path = pathlib.Path(cache_dir) / "tokenizers" / f"{key}.json"
+  if path.is_file():
+    return Tokenizer.from_file(path)
+  texts = [text for source in sources for text in _sample(source, _SAMPLE_BYTES // len(sources))]
+  if not texts:
+    raise UserError("There is no training text to train config.data.tokenizer = 'bpe' on; check config.data.source.")
+  tokenizer = train_bpe(texts, vocab_size)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(path)
+  except OSError as e:
+    raise UserError(f"The trained tokenizer cannot be written to {path.parent} ({e.strerror or e}); make room there or set "
+                    "config.data.cache_dir to another folder.") from e
+  return tokenizer
+
+
+def _sample(source: Source, budget: int) -> list[str]:
+  """Returns pieces spread evenly over a source, of about `budget` characters at most, in one pass.
+
+  Every `stride`-th piece is kept. When they become too many, every second one is dropped and the stride doubles.
+  """
+  kept, size, stride = [], 0, 1
+  for number, (text, _) in enumerate(source.pieces("train")):
+    if number % stride:
+      continue
+    kept.append(text)
+    size += len(text)
+    while size > budget and len(kept) > 1:
+      kept = kept[::2]
+      size = sum(map(len, kept))
+      stride *= 2
+  return kept
+
+
+def _with_bytes(backend: Any, splits: list[Any]) -> Any:
+  import tokenizers
+  to_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*splits, to_bytes])
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  backend.add_special_tokens([EOS])
+  return backend
+
+
+def _byte_vocab() -> dict[str, int]:
+  """Returns the id of each character by which byte-level tokenizers stand for a byte: the byte itself.
+
+  Printable bytes of Latin-1 stand for themselves; the others take the characters from U+0100 on, in order (GPT-2).
+  """
+  printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+  others = [byte for byte in range(256) if byte not in printable]
+  return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
