@@ -1,0 +1,9 @@
+"""Models from and to Hugging Face folders.
+
+One engine reads and writes; what it knows of a family is data, in the module of that family (gpt2, llama), which serves
+both directions. Supporting another family means adding its module to `hf_config.FAMILIES`.
+"""
+
+from lmjax.convert.folders import convert, import_params, load, load_tokenizer, save_hf
+
+__all__ = ["convert", "import_params", "load", "load_tokenizer", "save_hf"]

@@ -1,0 +1,227 @@
+"""Folders: a model from a Hugging Face folder or a run's workdir, and either made from the other."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from typing import Any, Iterator
+
+import flax.traverse_util
+import jax.numpy as jnp
+from etils import epath
+from flax import linen as nn
+
+from lmjax import checkpoint
+from lmjax import config as config_lib
+from lmjax.config import CheckpointConfig, Config, UserError
+from lmjax.convert.family import Family
+from lmjax.convert.hf_config import differences, from_hf, read_json, to_hf
+from lmjax.convert.params import abstract_params, hf_tensors, read_params
+from lmjax.convert.tensor_files import TensorFiles, write_tensors
+from lmjax.models.transformer import Transformer, make_model
+
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+def load(path: epath.PathLike) -> tuple[Transformer, dict]:
+  """Loads a model to apply: `model.apply({"params": params}, tokens)` gives logits.
+
+  Args:
+    path: a Hugging Face folder, or the workdir of a run, of which the newest checkpoint is taken, and in it the average
+      of the weights where the run kept one.
+
+  Returns:
+    The Flax module, and its parameters on the default device in the type of its `param_dtype`, which is float32 for a
+    Hugging Face folder.
+
+  Raises:
+    UserError: if the folder is neither, holds what is not supported, or is damaged.
+  """
+  path = epath.Path(path)
+  raw = _read_config(path)
+  if "model_type" in raw:
+    family, config = from_hf(raw, path / "config.json")
+    model = make_model(config.model)
+    return model, _read_folder(path, family, config, abstract_params(model))
+  model = make_model(_workdir_config(path, raw).model)
+  return model, checkpoint.restore_params(path, abstract_params(model))
+
+
+def import_params(path: epath.PathLike, model: Transformer, abstract: Any) -> dict:
+  """Reads the parameters of a Hugging Face folder straight onto their devices.
+
+  Args:
+    path: a Hugging Face folder.
+    model: which must compute what the folder's model does.
+    abstract: the parameters as jax.ShapeDtypeStruct with shardings.
+
+  Returns:
+    The parameters, laid out as `abstract` says.
+
+  Raises:
+    UserError: if it is no such folder, its model differs from `model`, or a tensor is missing, unknown or wrong.
+  """
+  path = epath.Path(path)
+  raw = _read_config(path)
+  if "model_type" not in raw:
+    raise UserError(f"{path} is not a Hugging Face folder: its config.json has no model_type; for a run's workdir, set "
+                    "config.checkpoint.restore_from instead of import_from.")
+  family, config = from_hf(raw, path / "config.json")
+  for name in differences(family, model.cfg, config.model):
+    asked, has = getattr(model.cfg, name), getattr(config.model, name)
+    raise UserError(f"config.model.{name} is {asked!r}, but the model in {path} has {has!r}; "
+                    f"set config.model.{name} to {has!r}.")
+  return _read_folder(path, family, config, abstract)
+
+
+def save_hf(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any = None) -> None:
+  """Writes a model as a Hugging Face folder, of the family that can express it.
+
+  Args:
+    model: as `load` returns it.
+    params: its parameters; they keep their type.
+    path: a folder that does not exist yet, or is empty.
+    tokenizer: a `lmjax.data.tokenizer.Tokenizer` to save with it.
+
+  Raises:
+    UserError: if no family can express the model, or the folder is in use or cannot be written.
+  """
+  _save(model, params, path, tokenizer)
+
+
+def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any,
+          tokenizer_config: epath.Path | None = None) -> None:
+  """Writes a folder as `save_hf` does, with a copy of `tokenizer_config` where it is given and exists."""
+  family, settings = to_hf(model.cfg)
+  params = nn.unbox(params)
+  _check_params(params, model)
+  settings["torch_dtype"] = jnp.dtype(params["embed"]["embedding"].dtype).name
+  settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_id if tokenizer else None}
+  with _new_folder(path) as folder:
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_tensors(folder, *hf_tensors(family, model.cfg, params))
+    if tokenizer:
+      _save_tokenizer(tokenizer, folder)
+    _copy(tokenizer_config, folder)
+
+
+def load_tokenizer(path: epath.PathLike) -> Any:
+  """Returns the tokenizer of a Hugging Face folder or a workdir, a `lmjax.data.tokenizer.Tokenizer`.
+
+  Raises:
+    UserError: if the folder has none.
+  """
+  from lmjax.data.tokenizer import Tokenizer
+  file = epath.Path(path) / _TOKENIZER
+  if not file.exists():
+    raise UserError(f"{path} has no {_TOKENIZER}; copy the one that belongs to the model there.")
+  return Tokenizer.from_file(file)
+
+
+def convert(source: epath.PathLike, target: epath.PathLike) -> str:
+  """Turns a Hugging Face folder into a workdir, or a workdir into a Hugging Face folder.
+
+  Args:
+    source: either.
+    target: a folder that does not exist yet, or is empty.
+
+  Returns:
+    One sentence on what was done.
+
+  Raises:
+    UserError: as `load` and `save_hf` do.
+  """
+  source, target = epath.Path(source), epath.Path(target)
+  raw = _read_config(source)
+  if "model_type" in raw:
+    _to_workdir(source, target, raw)
+    return (f"Wrote {target}, a workdir with the {raw['model_type']} model of {source} as its checkpoint of step 0; "
+            "start a run from it with config.checkpoint.restore_from.")
+  model, params = load(source)
+  tokenizer = load_tokenizer(source) if (source / _TOKENIZER).exists() else None
+  _save(model, params, target, tokenizer, source / _TOKENIZER_CONFIG)
+  family, _ = to_hf(model.cfg)
+  return f"Wrote {target}, a Hugging Face folder of model_type {family.model_type} with the newest weights of {source}."
+
+
+def _to_workdir(source: epath.Path, target: epath.Path, raw: dict) -> None:
+  family, config = from_hf(raw, source / "config.json")
+  params = _read_folder(source, family, config, abstract_params(make_model(config.model)))
+  with _new_folder(target) as folder:
+    _copy(source / _TOKENIZER_CONFIG, folder)
+    if _copy(source / _TOKENIZER, folder):
+      data = dataclasses.replace(config.data, tokenizer=os.path.abspath(target / _TOKENIZER))
+      config = dataclasses.replace(config, data=data)
+    (folder / "config.json").write_text(config_lib.to_json(config))
+    with contextlib.closing(checkpoint.Checkpointer(folder, CheckpointConfig())) as checkpointer:
+      checkpointer.save(0, {"params": params}, {"config": dataclasses.asdict(config)})
+
+
+def _read_folder(path: epath.Path, family: Family, config: Config, abstract: Any) -> dict:
+  with contextlib.ExitStack() as stack:
+    return read_params(TensorFiles(path, stack), family, config.model, abstract, path)
+
+
+def _check_params(params: dict, model: Transformer) -> None:
+  shapes = lambda tree: {key: leaf.shape for key, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+  has, needs = shapes(params), shapes(abstract_params(model))
+  for name in sorted(has.keys() | needs.keys()):
+    if has.get(name) != needs.get(name):
+      raise UserError(f"The parameters have {name} of shape {has.get(name)}, but the model makes it {needs.get(name)}; "
+                      "give the model that they belong to.")
+
+
+def _read_config(path: epath.Path) -> dict:
+  """Returns what the config.json of a folder holds."""
+  if not path.is_dir():
+    raise UserError(f"There is no folder {path}; give a Hugging Face folder or the workdir of a run.")
+  if not (path / "config.json").exists():
+    raise UserError(f"{path} has no config.json; give a Hugging Face folder or the workdir of a run.")
+  raw = read_json(path / "config.json")
+  if "model_type" not in raw and "model" not in raw:
+    raise UserError(f"{path / 'config.json'} has neither model_type, as in a Hugging Face folder, nor model, as in a "
+                    "run's workdir; give one of these.")
+  return raw
+
+
+def _workdir_config(path: epath.Path, raw: dict) -> Config:
+  try:
+    return config_lib.from_config_dict(raw)
+  except UserError as e:
+    raise UserError(f"{path / 'config.json'} is not one that lmjax can read: {e}") from e
+
+
+def _save_tokenizer(tokenizer: Any, folder: epath.Path) -> None:
+  import tokenizers
+  tokenizer.save(folder / _TOKENIZER)
+  eos = tokenizers.Tokenizer.from_file(str(folder / _TOKENIZER)).id_to_token(tokenizer.eos_id)
+  settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "clean_up_tokenization_spaces": False}
+  (folder / _TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _copy(file: epath.Path | None, folder: epath.Path) -> bool:
+  """Copies a file that may not exist; returns whether it did."""
+  if file is None or not file.exists():
+    return False
+  (folder / file.name).write_bytes(file.read_bytes())
+  return True
+
+
+@contextlib.contextmanager
+def _new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+  """Gives a folder to fill, which takes its name when all is written, and is gone if that fails."""
+  path = epath.Path(path)
+  if "://" in str(path):
+    raise UserError(f"{path} is not a local folder; write to one, and copy it from there.")
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise UserError(f"{path} exists already and is not an empty folder; give another name, or remove it.")
+  unfinished = path.parent / f".{path.name}.unfinished-{os.getpid()}"
+  try:
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    os.replace(unfinished, path)
+  except OSError as e:
+    raise UserError(f"{path} could not be written ({e.strerror or e}); make room or give another folder.") from e
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
