@@ -162,8 +162,8 @@ def _read_parquet(path: pathlib.Path, field: str) -> Iterator[Piece]:
           number += 1
           yield from _record({field: value}, field, f"{path}, record {number}")
   except pyarrow.ArrowException as e:
-    raise UserError(f"{path} is not a readable parquet file ({str(e).splitlines()[0]}); write it again or leave it out of "
-                    "config.data.source.") from e
+    raise UserError(f"{path} is not a readable parquet file ({str(e).splitlines()[0]}); write it again or leave it out "
+                    "of config.data.source.") from e
 
 
 def _record(record: dict[str, Any], field: str, where: str) -> Iterator[Piece]:

@@ -1,7 +1,10 @@
 """The order of training examples, as Grain datasets that can be read at any place.
 
 Element i of an order is the number of the example that training sees as its i-th, counted over all sources of the
-mixture, and is a function of the seed and i alone. Grain shuffles, repeats and mixes.
+mixture, and is a function of the seed and i alone. Grain repeats and mixes, and shuffles large sources, but not by its
+`MapDataset.shuffle`: that uses four rounds of a cipher, after which neighbours are correlated (by up to 23 standard
+deviations for 65,536 examples) and the means of batches vary too little (0.2 to 0.95 of what chance gives). Sixteen
+rounds are as good as chance.
 """
 
 import functools
@@ -12,8 +15,9 @@ from typing import Callable, Sequence
 import grain
 import numpy as np
 
-# Grain's shuffle walks through a domain of at least 2**16, so that below this size it takes about 2**16 / n steps an
-# element (9 ms for two examples, measured); and a permutation of so few is quickly drawn.
+_ROUNDS = 16
+# Below this size Grain's shuffle takes about 2**16 / n steps an element (9 ms for two examples), and a permutation is
+# quickly drawn.
 _SMALL = 1 << 16
 
 
@@ -30,7 +34,7 @@ def training_order(sizes: Sequence[int], weights: Sequence[float], seed: int, sh
   """
   orders, offset = [], 0
   for number, size in enumerate(sizes):
-    order = _shuffled(size, _fold(seed, number)) if shuffle else grain.MapDataset.range(size)
+    order = _Shuffled(size, _fold(seed, number)) if shuffle else grain.MapDataset.range(size)
     orders.append(order.repeat().map(functools.partial(operator.add, offset)) if offset else order.repeat())
     offset += size
   return orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
@@ -63,8 +67,8 @@ class Batches(grain.MapDataset):
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-class _SmallShuffle(grain.MapDataset):
-  """A shuffled range, anew each epoch, for ranges small enough that a permutation is drawn at once."""
+class _Shuffled(grain.MapDataset):
+  """The numbers below `size`, in another random order each epoch."""
 
   def __init__(self, size: int, seed: int):
     super().__init__()
@@ -78,7 +82,10 @@ class _SmallShuffle(grain.MapDataset):
     if isinstance(index, slice):
       return self.slice(index)
     epoch, place = divmod(index, self._size)
-    return int(_permutation(self._size, self._shuffle_seed, epoch)[place])
+    if self._size < _SMALL:
+      return int(_permutation(self._size, self._shuffle_seed, epoch)[place])
+    return grain.experimental.index_shuffle(
+        place, max_index=self._size - 1, seed=_fold(self._shuffle_seed, epoch), rounds=_ROUNDS)
 
 
 @functools.lru_cache(maxsize=64)
@@ -86,12 +93,7 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def _shuffled(size: int, seed: int) -> grain.MapDataset:
-  if size < _SMALL:
-    return _SmallShuffle(size, seed)
-  return grain.MapDataset.range(size).shuffle(seed=seed)
-
-
+@functools.lru_cache(maxsize=64)
 def _fold(seed: int, number: int) -> int:
-  """Returns 32 bits from two numbers. Grain adds the epoch to its seed, so that nearby seeds would share their orders."""
+  """Returns 32 bits from two numbers, so that nearby seeds, sources or epochs share nothing."""
   return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "little")

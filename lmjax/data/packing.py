@@ -50,15 +50,16 @@ class Concat:
   def _segments(self, start: int, end: int) -> dict[str, np.ndarray]:
     ends = self.store.ends
     first, last = np.searchsorted(ends, (start, end - 1), side="right")
-    cuts = [0, *(ends[first:last].astype(np.int64) - start).tolist(), end - start]
+    cuts = [0, *(ends[first:last] - start).tolist(), end - start]
     return _segment_arrays(np.diff(cuts), self._seq_len)
 
 
 class BestFit:
   """Documents kept whole where they fit, after Ding et al. 2024, "Fewer Truncations Improve Language Modeling".
 
-  A document longer than T is cut into chunks of T and a rest. Chunks are packed into examples by best-fit-decreasing bin
-  packing (arXiv:2404.10830). A chunk that goes on with a cut document has the true token before it as its first input.
+  A document longer than T is cut into chunks of T and a rest. Chunks are packed into examples by best-fit-decreasing
+  bin packing (arXiv:2404.10830). A chunk that goes on with a cut document has the true token before it as its first
+  input.
   """
 
   def __init__(self, store: TokenStore, seq_len: int, eos_id: int):
@@ -83,7 +84,7 @@ class BestFit:
   @functools.cached_property
   def plan(self) -> "Plan":
     """Which chunks make each example; computed when first asked for."""
-    return plan_best_fit(np.asarray(self.store.ends, np.int64), self._seq_len)
+    return plan_best_fit(self.store.ends, self._seq_len)
 
 
 class Plan(NamedTuple):
@@ -124,7 +125,8 @@ def _best_fit_decreasing(counts: np.ndarray, capacity: int) -> tuple[np.ndarray,
   """Best-fit-decreasing bin packing of items of integer sizes, in time that hardly depends on how many there are.
 
   Items of one size are placed together. The tightest bin that takes an item, once it has taken it, is the tightest for
-  the next of the same size too as long as that fits; so it takes as many as fit, and so does every bin with as much room.
+  the next of the same size too as long as that fits; so it takes as many as fit, and so does every bin with as much
+  room.
 
   Args:
     counts: [capacity + 1], how many items there are of each size.

@@ -1,11 +1,12 @@
 """What every source of text is made of: bounded pieces of documents, and the rule that holds some of them out.
 
-A source yields documents in pieces of at most about `MAX_PIECE`, so that no reader ever needs a whole document in memory.
+A source yields documents in pieces of at most about `MAX_PIECE`, so that no reader ever needs a whole document in
+memory.
 """
 
 import hashlib
-import zlib
 from typing import Iterator, NamedTuple, Protocol
+import zlib
 
 # Bytes of a block of a text file, characters of a part of a record.
 MAX_PIECE = 1 << 16
@@ -38,8 +39,8 @@ def is_held_out(unit: int, fraction: float) -> bool:
   """Says whether a unit of a source without splits of its own belongs to validation.
 
   Units (records, or blocks of text files) are counted through the whole source, in groups of k = round(1 / fraction).
-  One unit of each group is held out: the second of the first group, so that two units are enough for both splits, and of
-  every other group one chosen by a hash of the group's number. Validation is thus spread evenly, whatever the order.
+  One unit of each group is held out: the second of the first group, so that two units are enough for both splits, and
+  of every other group one chosen by a hash of the group's number. Validation is thus spread evenly, whatever the order.
 
   Args:
     unit: number of the unit, from 0.

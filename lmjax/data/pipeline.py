@@ -1,5 +1,6 @@
 """From the config to batches: opens sources, tokenises, packs, mixes, and reads in the order of (seed, step) alone."""
 
+import atexit
 import dataclasses
 import functools
 import math
@@ -18,8 +19,8 @@ from lmjax.data.tokenizer import Tokenizer, load_tokenizer
 Example = dict[str, np.ndarray]
 
 # An objective's host function. It gets a packed example (see packing.py) and a key, and returns a row of the batch. The
-# key is (seed, place of the example in the order), for `np.random.default_rng(key)` where the objective draws something;
-# where it does not, no generator is made.
+# key is (seed, place of the example in the order), for `np.random.default_rng(key)` where the objective draws
+# something; where it does not, no generator is made.
 MakeExample = Callable[[Example, tuple[int, int]], Example]
 
 
@@ -77,8 +78,8 @@ class Data:
 def open_data(config: Config) -> Data:
   """Prepares all data of a config: what is not in the cache is read and tokenised, with a progress bar.
 
-  Evaluation sets are named as in `config.eval.sets`. `validation` is what the source holds out; for a mixture it is one set
-  a source, `validation/NAME`. `NAME=SOURCE` is the training split of that source with nothing held out.
+  Evaluation sets are named as in `config.eval.sets`. `validation` is what the source holds out; for a mixture it is one
+  set a source, `validation/NAME`. `NAME=SOURCE` is the training split of that source with nothing held out.
 
   Raises:
     UserError: where a source, the tokenizer or an evaluation set is missing, broken or empty.
@@ -99,8 +100,8 @@ def train_batches(data: Data, config: Config, *, start_step: int, make_example: 
                   process_count: int = 1) -> Iterator[Example]:
   """Yields the batches of training without end.
 
-  Batch k is a function of (config.seed, k) and the data alone: not of where reading began, of the number of processes, or
-  of workers. Reading may begin anywhere at once.
+  Batch k is a function of (config.seed, k) and the data alone: not of where reading began, of the number of processes,
+  or of workers. Reading may begin anywhere at once.
 
   Args:
     start_step: number of the first batch, from 0.
@@ -109,8 +110,8 @@ def train_batches(data: Data, config: Config, *, start_step: int, make_example: 
     process_count: P, which must divide `train.batch_size`, B.
 
   Returns:
-    An iterator over dicts of arrays [B / P, T]: inputs, targets (int32), weights (float32), and positions and segment_ids
-    (int32) where attention is kept within documents, for an objective that leaves examples as they are.
+    An iterator over dicts of arrays [B / P, T]: inputs, targets (int32), weights (float32), and positions and
+    segment_ids (int32) where attention is kept within documents, for an objective that leaves examples as they are.
   """
   import grain
 
@@ -130,15 +131,24 @@ def train_batches(data: Data, config: Config, *, start_step: int, make_example: 
       flags.FLAGS.mark_as_parsed()  # Grain's workers read flags of its own, which only absl's app.run parses.
     dataset = dataset.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=math.ceil(prefetch / workers)))
-  return iter(dataset)
+  iterator = iter(dataset)
+  # Else threads and workers that read ahead while Python shuts down would print their complaints.
+  atexit.register(iterator.close)
+  try:
+    for batch in iterator:
+      # Workers pass arrays in shared memory, which a reader that keeps them would not give back.
+      yield {key: np.array(value) for key, value in batch.items()} if workers else batch
+  finally:
+    atexit.unregister(iterator.close)
+    iterator.close()
 
 
 def eval_batches(token_set: TokenSet, config: Config, *, batch_size: int, num_batches: int | None = None,
                  make_example: MakeExample, process_index: int = 0, process_count: int = 1) -> Iterator[Example]:
   """Yields the batches of an evaluation: each example once, in order, or some that are spread evenly.
 
-  The last batch is filled up with rows of zeros, whose weights count nothing, so that every batch has the same shape and
-  every process sees as many.
+  The last batch is filled up with rows of zeros, whose weights count nothing, so that every batch has the same shape
+  and every process sees as many.
 
   Args:
     batch_size: of the whole batch, over all processes.
@@ -170,7 +180,8 @@ def describe(config: Config) -> dict[str, Any]:
   seq_len = config.data.seq_len
   first = data.train.parts[0].store.tokens[:200]
   return {
-      "tokenizer": {"name": config.data.tokenizer, "size": data.tokenizer.size, "end of document": data.tokenizer.eos_id},
+      "tokenizer": {"name": config.data.tokenizer, "size": data.tokenizer.size,
+                    "end of document": data.tokenizer.eos_id},
       "steps per epoch": data.train.num_examples / config.train.batch_size,
       **{token_set.name: _figures(token_set, seq_len) for token_set in
          {"train": data.train, **data.eval_sets}.values()},
@@ -226,7 +237,7 @@ def _read_row(token_set: TokenSet, make_example: MakeExample, seed: int, example
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> range:
   if batch_size % process_count:
-    raise UserError(f"A batch of {batch_size} sequences cannot be divided among {process_count} processes; make the batch "
-                    f"size a multiple of {process_count}.")
+    raise UserError(f"A batch of {batch_size} sequences cannot be divided among {process_count} processes; make the "
+                    f"batch size a multiple of {process_count}.")
   size = batch_size // process_count
   return range(process_index * size, (process_index + 1) * size)

@@ -1,7 +1,8 @@
 """The text that every Python has on disk: the source of its standard library.
 
-Each .py file is a document. Validation is made of whole files. A file that shares a large part of its lines with another
-(tables of encodings, test vectors, copies) always goes to training, so that nothing held out has a near-copy there:
+Each .py file is a document. Validation is made of whole files. A file that shares a large part of its lines with
+another (tables of encodings, test vectors, copies) always goes to training, so that nothing held out has a near-copy
+there:
 
 1. The distinct stripped lines of at least `MIN_LINE` characters are collected for each file. Lines that stand in more
    than `MAX_FILES` files are idioms and do not count.

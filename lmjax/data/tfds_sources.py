@@ -1,7 +1,7 @@
 """Prepared TFDS data sets as a source, read from ArrayRecord files without TensorFlow.
 
-The data set's own `train` split is used, and as validation the first there is of `validation`, `valid`, `dev` and `test`.
-Where there is only `train`, records are held out as in `pieces.is_held_out`.
+The data set's own `train` split is used, and as validation the first there is of `validation`, `valid`, `dev` and
+`test`. Where there is only `train`, records are held out as in `pieces.is_held_out`.
 """
 
 import difflib
@@ -39,10 +39,11 @@ class TfdsSource:
     info = self._builder.info
     if info.file_format is None or info.file_format.value != "array_record":
       stored = info.file_format.value if info.file_format else "an unknown format"
-      raise UserError(f"The TFDS data set in {folder} is stored as {stored}, which needs TensorFlow to be read; prepare "
-                      f"it as array_record: {_how_to_prepare(self._builder.name)}")
+      raise UserError(f"The TFDS data set in {folder} is stored as {stored}, which needs TensorFlow to be read; "
+                      f"prepare it as array_record: {_how_to_prepare(self._builder.name)}")
     if "train" not in info.splits:
-      raise UserError(f"The TFDS data set in {folder} has no split 'train' but {', '.join(info.splits)}; choose another.")
+      raise UserError(f"The TFDS data set in {folder} has no split 'train' but {', '.join(info.splits)}; choose "
+                      "another.")
     if self._field not in info.features:
       raise UserError(f"The TFDS data set in {folder} has no field {self._field!r} (config.data.text_field)"
                       f"{nearest(self._field, info.features)}")
@@ -136,12 +137,12 @@ def _unprepared(name: str, where: pathlib.Path) -> str:
   import tensorflow_datasets as tfds
   known = tfds.list_builders(with_community_datasets=False)
   if name in known:
-    return (f"The TFDS data set {name!r} is not prepared in {where} (config.data.data_dir); prepare it where there is a "
-            f"network: {_how_to_prepare(name)}")
+    return (f"The TFDS data set {name!r} is not prepared in {where} (config.data.data_dir); prepare it where there is "
+            f"a network: {_how_to_prepare(name)}")
   prepared = [path.name for path in where.iterdir() if path.is_dir()] if where.is_dir() else []
   if not prepared and not difflib.get_close_matches(name, known, n=1):
-    return (f"There is no TFDS data set {name!r}: {where} (config.data.data_dir) holds none, and TFDS knows none of that "
-            "name; check the name and the folder.")
+    return (f"There is no TFDS data set {name!r}: {where} (config.data.data_dir) holds none, and TFDS knows none of "
+            "that name; check the name and the folder.")
   return f"There is no TFDS data set {name!r} in {where} (config.data.data_dir){nearest(name, prepared or known)}"
 
 

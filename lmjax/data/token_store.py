@@ -1,9 +1,9 @@
 """Tokens on disk: a text is tokenised once, and read from then on by memory mapping.
 
 A store is a folder with
-  tokens.bin     all tokens, uint16 where the vocabulary allows, else uint32; each document is followed by the tokenizer's
-                 end-of-sequence token
-  ends.bin       uint64, where each document ends (after its end-of-sequence token), in tokens
+  tokens.bin     all tokens, uint16 where the vocabulary allows, else uint32; each document is followed by the
+                 tokenizer's end-of-sequence token
+  ends.bin       int64, where each document ends (after its end-of-sequence token), in tokens
   manifest.json  what it was made from, and how much there is
 """
 
@@ -15,8 +15,8 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
 from typing import BinaryIO, Iterator
+import uuid
 
 import numpy as np
 
@@ -25,8 +25,9 @@ from lmjax.data.pieces import Piece, Source, digest
 from lmjax.data.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
-# Characters tokenised at a time: enough to keep every core busy, little enough to bound memory.
-_BATCH_SIZE = 4 << 20
+# Characters tokenised at a time: two pieces a core keep all cores busy, and while it is in the tokenizers library, a
+# token takes over a hundred bytes.
+_BATCH_SIZE = max(1 << 20, (os.cpu_count() or 1) << 17)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +77,9 @@ class TokenStore:
 
   @functools.cached_property
   def ends(self) -> np.ndarray:
-    """[num_documents] uint64, memory-mapped."""
-    return np.memmap(self.path / "ends.bin", np.uint64, "r").view(np.ndarray)
+    """[num_documents] int64, memory-mapped."""
+    # Not uint64: searching that for Python's integers would first turn all of it to float64.
+    return np.memmap(self.path / "ends.bin", np.int64, "r").view(np.ndarray)
 
   def __reduce__(self):
     return TokenStore, (self.path,)
@@ -86,8 +88,8 @@ class TokenStore:
 def build_store(source: Source, split: str, tokenizer: Tokenizer, cache_dir: str | os.PathLike) -> TokenStore:
   """Returns the store of a source's split, tokenising it unless that has been done.
 
-  Memory does not grow with the text. The store appears under its name when it is whole; processes that want the same one
-  wait for the first to make it.
+  Memory does not grow with the text. The store appears under its name when it is whole; processes that want the same
+  one wait for the first to make it.
 
   Args:
     source: what to read.
@@ -108,8 +110,8 @@ def build_store(source: Source, split: str, tokenizer: Tokenizer, cache_dir: str
       if not path.is_dir():
         _build(source, split, tokenizer, path)
   except OSError as e:
-    raise UserError(f"The tokens of {source.spec} cannot be written to {path.parent} ({e.strerror or e}); make room there "
-                    "or set config.data.cache_dir to another folder.") from e
+    raise UserError(f"The tokens of {source.spec} cannot be written to {path.parent} ({e.strerror or e}); make room "
+                    "there or set config.data.cache_dir to another folder.") from e
   return TokenStore(path)
 
 
@@ -143,8 +145,8 @@ def _write(source: Source, split: str, tokenizer: Tokenizer, folder: pathlib.Pat
   from tqdm import tqdm
   dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
   num_tokens = num_documents = num_bytes = 0
-  bar = tqdm(desc=f"tokenising {source.spec} ({split})", total=source.approximate_bytes(split), unit="B", unit_scale=True,
-             delay=1, disable=None)
+  bar = tqdm(desc=f"tokenising {source.spec} ({split})", total=source.approximate_bytes(split), unit="B",
+             unit_scale=True, delay=1, disable=None)
   with open(folder / "tokens.bin", "wb") as tokens_file, open(folder / "ends.bin", "wb") as ends_file, bar:
     for batch in _batches(source.pieces(split)):
       num_documents += _write_batch(batch, tokenizer, dtype, num_tokens, tokens_file, ends_file)
@@ -159,8 +161,8 @@ def _write(source: Source, split: str, tokenizer: Tokenizer, folder: pathlib.Pat
     raise UserError(f"The {split} split of {source.spec} has no text; " + (
         "raise config.data.validation_fraction, or name another set in config.eval.sets."
         if split == "validation" else "give a source that has some, or lower config.data.validation_fraction."))
-  return Manifest(FORMAT_VERSION, source.fingerprint, tokenizer.fingerprint, split, dtype.name, num_tokens, num_documents,
-                  num_bytes)
+  return Manifest(FORMAT_VERSION, source.fingerprint, tokenizer.fingerprint, split, dtype.name, num_tokens,
+                  num_documents, num_bytes)
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
@@ -188,7 +190,7 @@ def _write_batch(batch: list[Piece], tokenizer: Tokenizer, dtype: np.dtype, offs
       offset += 1
       ends.append(offset)
   np.concatenate(arrays).tofile(tokens_file)
-  np.array(ends, np.uint64).tofile(ends_file)
+  np.array(ends, np.int64).tofile(ends_file)
   return len(ends)
 
 

@@ -24,7 +24,7 @@ _SAMPLE_BYTES = 64 << 20
 
 
 class Tokenizer:
-  """A `tokenizers.Tokenizer` with one way to encode: no special tokens are added, truncated, padded or parsed from text.
+  """A `tokenizers.Tokenizer` with one way to encode: nothing is truncated, padded or added, and text is text.
 
   Attributes:
     size: number of token ids, the largest id plus one.
@@ -103,7 +103,7 @@ def byte_tokenizer() -> Tokenizer:
   """Returns the tokenizer whose ids 0 to 255 are the bytes of UTF-8; 256 is `<|endoftext|>`."""
   import tokenizers
   backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_byte_vocab(), merges=[]))
-  return _with_bytes(backend, [])
+  return Tokenizer(_with_bytes(backend, []))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -151,8 +151,8 @@ def load_tokenizer(spec: str, vocab_size: int, sources: Sequence[Source], cache_
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path)
   except OSError as e:
-    raise UserError(f"The trained tokenizer cannot be written to {path.parent} ({e.strerror or e}); make room there or set "
-                    "config.data.cache_dir to another folder.") from e
+    raise UserError(f"The trained tokenizer cannot be written to {path.parent} ({e.strerror or e}); make room there or "
+                    "set config.data.cache_dir to another folder.") from e
   return tokenizer
 
 

@@ -31,9 +31,9 @@ def make_store(tmp_path):
   def make(lengths):
     path = tmp_path / f"store{'_'.join(map(str, lengths[:20]))}"
     path.mkdir(exist_ok=True)
-    ends = np.cumsum(lengths).astype(np.uint64)
+    ends = np.cumsum(lengths).astype(np.int64)
     tokens = np.arange(100, 100 + int(ends[-1]), dtype=np.uint32)
-    tokens[ends.astype(int) - 1] = 0
+    tokens[ends - 1] = 0
     tokens.tofile(path / "tokens.bin")
     ends.tofile(path / "ends.bin")
     (path / "manifest.json").write_text(json.dumps({
