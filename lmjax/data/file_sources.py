@@ -67,7 +67,8 @@ class FileSource:
         else:
           yield from _read_text(path, self._block_size())
       except OSError as e:
-        raise UserError(f"{path} cannot be read ({e.strerror or e}); make it readable or leave it out of "
+        reason = e.strerror or str(e).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}); make it readable or leave it out of "
                         "config.data.source.") from e
 
   def _block_size(self) -> int:

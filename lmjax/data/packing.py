@@ -50,8 +50,8 @@ class Concat:
   def _segments(self, start: int, end: int) -> dict[str, np.ndarray]:
     ends = self.store.ends
     first, last = np.searchsorted(ends, (start, end - 1), side="right")
-    cuts = [0, *(ends[first:last] - start).tolist(), end - start]
-    return _segment_arrays(np.diff(cuts), self._seq_len)
+    cuts = np.array([0, *(ends[first:last] - start).tolist(), end - start])
+    return _segment_arrays(cuts[1:] - cuts[:-1], self._seq_len)
 
 
 class BestFit:
@@ -173,10 +173,10 @@ def _empty(length: int) -> dict[str, np.ndarray]:
 def _segment_arrays(lengths: np.ndarray, seq_len: int) -> dict[str, np.ndarray]:
   """Returns segment_ids and positions of an example that is made of segments of these lengths, in order."""
   segment_ids, positions = np.zeros((2, seq_len), np.int32)
-  begins = np.cumsum(lengths) - lengths
-  used = int(begins[-1] + lengths[-1])
-  segment_ids[:used] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-  positions[:used] = np.arange(used) - np.repeat(begins, lengths)
+  stops = lengths.cumsum()
+  used = stops[-1]
+  segment_ids[:used] = np.arange(1, len(lengths) + 1).repeat(lengths)
+  positions[:used] = np.arange(used) - (stops - lengths).repeat(lengths)
   return {"segment_ids": segment_ids, "positions": positions}
 
 

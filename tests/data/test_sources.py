@@ -217,6 +217,17 @@ def test_parquet_with_the_wrong_columns(tmp_path):
     list(open_source(str(tmp_path / "a.parquet"), DataConfig(text_field="number")).pieces("train"))
 
 
+def test_a_parquet_file_with_flipped_bytes(tmp_path):
+  path = tmp_path / "a.parquet"
+  pyarrow.parquet.write_table(pyarrow.table({"text": [f"record {i}" * 50 for i in range(500)]}), path)
+  data = bytearray(path.read_bytes())
+  data[100:160] = b"\xff" * 60
+  path.write_bytes(data)
+  with pytest.raises(UserError, match=r"a\.parquet ") as error:
+    list(open_source(str(path), DataConfig()).pieces("train"))
+  assert "\n" not in str(error.value)
+
+
 def test_a_source_that_is_not_there(tmp_path):
   for spec in ("stdlb", str(tmp_path / "*.txt"), ""):
     with pytest.raises(UserError, match="config.data.source"):
