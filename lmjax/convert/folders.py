@@ -7,10 +7,10 @@ import os
 import shutil
 from typing import Any, Iterator
 
-import flax.traverse_util
-import jax.numpy as jnp
 from etils import epath
 from flax import linen as nn
+import flax.traverse_util
+import jax.numpy as jnp
 
 from lmjax import checkpoint
 from lmjax import config as config_lib

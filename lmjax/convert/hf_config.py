@@ -99,8 +99,8 @@ def _refuse(family: Family, flat: Mapping[str, Any], where: str) -> None:
   for name, value in flat.items():
     # What is null, false, zero or empty asks for nothing.
     if name not in known and value not in (None, False, []):
-      raise UserError(f"{where} has {name} = {value!r}, which lmjax does not know in {family.model_type}; remove it if it "
-                      "changes nothing that the model computes.")
+      raise UserError(f"{where} has {name} = {value!r}, which lmjax does not know in {family.model_type}; remove it if "
+                      "it changes nothing that the model computes.")
 
 
 def _read_field(field: Field, flat: Mapping[str, Any], where: str) -> Any:

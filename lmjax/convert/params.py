@@ -7,10 +7,10 @@ import math
 import re
 from typing import Any, Iterator
 
+from flax import linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
-from flax import linen as nn
 
 from lmjax.config import ModelConfig, UserError
 from lmjax.convert.family import Family, Key

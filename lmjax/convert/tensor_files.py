@@ -5,10 +5,10 @@ import json
 import shutil
 from typing import Iterator, Mapping
 
+from etils import epath
 import numpy as np
 import safetensors
 import safetensors.numpy
-from etils import epath
 
 from lmjax.config import UserError
 from lmjax.convert.hf_config import read_json

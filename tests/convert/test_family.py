@@ -1,0 +1,97 @@
+"""Tests of the tables: layouts against matrices written by hand, and that each setting has its place."""
+
+import dataclasses
+import re
+
+from flax import linen as nn
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from lmjax.config import ModelConfig, UserError
+from lmjax.convert import hf_config
+from lmjax.convert.family import Key
+from lmjax.convert.hf_config import FAMILIES
+from lmjax.models.transformer import init_params, make_model
+
+CFG = ModelConfig(embed_dim=2, num_heads=2, num_kv_heads=1, head_dim=3, mlp_dim=4, vocab_size=5, max_positions=6)
+
+
+def test_rows_of_heads_become_axes():
+  key = Key("q.{layer}", "NH,D", "query", "DNH")
+  # Rows: head 0's three, then head 1's three. Columns: the model's two.
+  tensor = np.array([[0, 10], [1, 11], [2, 12], [3, 13], [4, 14], [5, 15]])
+  (got,) = key.split(tensor, CFG)
+  assert got.tolist() == [[[0, 1, 2], [3, 4, 5]], [[10, 11, 12], [13, 14, 15]]]
+  assert got.base is not None and key.join((got,), CFG).tolist() == tensor.tolist()
+  assert key.shape(CFG) == (6, 2) and key.name(7) == "q.7" and key.layered
+
+
+def test_a_fused_tensor_falls_into_its_parts():
+  key = Key("qkv", "D,CNH", ("q", "k", "v"), "DNH")
+  # Columns: query's six, key's six, value's six.
+  tensor = np.arange(36).reshape(2, 18)
+  query, key_, value = key.split(tensor, CFG)
+  assert query.tolist() == [[[0, 1, 2], [3, 4, 5]], [[18, 19, 20], [21, 22, 23]]]
+  assert key_.tolist() == [[[6, 7, 8], [9, 10, 11]], [[24, 25, 26], [27, 28, 29]]]
+  assert value[1].tolist() == [[30, 31, 32], [33, 34, 35]]
+  assert key.join((query, key_, value), CFG).tolist() == tensor.tolist()
+  assert not key.layered and key.shape(CFG) == (2, 18)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_keys_cover_the_model_with_axes_of_its_shapes(family):
+  for biases in (True, False):
+    settings = {**family.fixed, "use_bias": family.fixed.get("use_bias", biases), "tie_embeddings": biases}
+    cfg = dataclasses.replace(CFG, **{**settings, "num_kv_heads": 2, "num_layers": 7, "head_dim": 4})
+    model = make_model(cfg)
+    shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))  # noqa: B023
+    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
+    sizes = dict(D=2, N=2, K=2, H=4, F=4, V=5, P=6)
+    mapped = {path: (7,) * key.layered + tuple(sizes[letter] for letter in key.axes)
+              for key in family.keys for path in key.paths}
+    assert {path: shape for path, shape in mapped.items() if path in shapes} == shapes
+    assert all(re.search("bias|head", path) for path in mapped.keys() - shapes.keys())
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_setting_named_in_a_table_exists(family):
+  ours = {field.name for field in dataclasses.fields(ModelConfig)}
+  assert {*family.fixed, *family.unused, *(field.ours for field in family.fields)} <= ours
+  assert not {*family.fixed} & {field.ours for field in family.fields}
+
+
+LLAMA_LIKE = dict(num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64,
+                  max_positions=64, norm="rmsnorm", position="rotary", gated_mlp=True, activation="silu",
+                  use_bias=False)
+GPT2_LIKE = dict(num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_dim=48, vocab_size=64,
+                 max_positions=64)
+
+
+@pytest.mark.parametrize("settings, family", [(GPT2_LIKE, "gpt2"), (LLAMA_LIKE, "llama")])
+def test_training_settings_do_not_stand_in_the_way(settings, family):
+  training = dict(dropout=0.1, init_std=0.1, scale_residual_init=True, remat_policy="full", scan_layers=False,
+                  attention_impl="xla", dtype="bfloat16", param_dtype="bfloat16")
+  assert hf_config.to_hf(ModelConfig(**settings, **training))[0].model_type == family
+
+
+@pytest.mark.parametrize("base, change, told", [
+    (LLAMA_LIKE, dict(qk_norm=True), "llama would need another config.model.qk_norm than True"),
+    (LLAMA_LIKE, dict(attention_window=8), "llama would need another config.model.attention_window than 8"),
+    (LLAMA_LIKE, dict(logit_softcap=30.0), "config.model.logit_softcap than 30.0"),
+    (LLAMA_LIKE, dict(attention_softcap=50.0), "config.model.attention_softcap than 50.0"),
+    (LLAMA_LIKE, dict(scale_embeddings=True), "config.model.scale_embeddings than True"),
+    (LLAMA_LIKE, dict(block="parallel"), "config.model.block than 'parallel'"),
+    (LLAMA_LIKE, dict(num_heads=6, num_kv_heads=2), "config.model.num_heads than 6"),
+    (GPT2_LIKE, dict(position="alibi"), "gpt2 would need another config.model.position than 'alibi'"),
+    (GPT2_LIKE, dict(position="sinusoidal"), "config.model.position than 'sinusoidal'"),
+    (GPT2_LIKE, dict(block="post"), "config.model.block than 'post'"),
+    (GPT2_LIKE, dict(num_kv_heads=2), "gpt2 would need another config.model.num_kv_heads than 2"),
+    (GPT2_LIKE, dict(head_dim=16), "gpt2 would need another config.model.head_dim than 16"),
+    (GPT2_LIKE, dict(norm_bias=False), "config.model.norm_bias than False"),
+    (GPT2_LIKE, dict(use_bias=False), "config.model.use_bias than False")])
+def test_what_no_family_expresses_is_named(base, change, told):
+  with pytest.raises(UserError) as error:
+    hf_config.to_hf(ModelConfig(**{**base, **change}))
+  assert str(error.value).startswith("No Hugging Face family") and told in str(error.value)
