@@ -134,6 +134,7 @@ def convert(source: epath.PathLike, target: epath.PathLike) -> str:
   """
   source, target = epath.Path(source), epath.Path(target)
   raw = _read_config(source)
+  _check_target(target)  # Before a large model is read.
   if "model_type" in raw:
     _to_workdir(source, target, raw)
     return (f"Wrote {target}, a workdir with the {raw['model_type']} model of {source} as its checkpoint of step 0; "
@@ -208,14 +209,18 @@ def _copy(file: epath.Path | None, folder: epath.Path) -> bool:
   return True
 
 
-@contextlib.contextmanager
-def _new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-  """Gives a folder to fill, which takes its name when all is written, and is gone if that fails."""
-  path = epath.Path(path)
+def _check_target(path: epath.Path) -> None:
   if "://" in str(path):
     raise UserError(f"{path} is not a local folder; write to one, and copy it from there.")
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise UserError(f"{path} exists already and is not an empty folder; give another name, or remove it.")
+
+
+@contextlib.contextmanager
+def _new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+  """Gives a folder to fill, which takes its name when all is written, and is gone if that fails."""
+  path = epath.Path(path)
+  _check_target(path)
   unfinished = path.parent / f".{path.name}.unfinished-{os.getpid()}"
   try:
     unfinished.mkdir(parents=True)
