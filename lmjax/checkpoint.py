@@ -15,8 +15,8 @@ import concurrent.futures
 import contextlib
 import json
 import logging as std_logging
-import zlib
 from typing import Any
+import zlib
 
 from absl import logging
 from etils import epath

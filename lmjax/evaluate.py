@@ -8,7 +8,8 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from lmjax import checkpoint, config as config_lib, metrics, partitioning
+from lmjax import checkpoint, metrics, partitioning
+from lmjax import config as config_lib
 from lmjax.config import Config, MeshConfig, UserError, nearest
 from lmjax.models.transformer import init_params, make_model
 from lmjax.objectives import OBJECTIVES

@@ -5,6 +5,7 @@ what a mesh axis is called. Changing how a model is split means changing `RULES`
 """
 
 import contextlib
+import contextvars
 import math
 from typing import Any, Iterator, Sequence
 
@@ -40,6 +41,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "act_kv_heads": "tensor",
     "act_vocab": "tensor",
 }
+
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 _NOT_YET = ("stage", "expert", "context")
 
@@ -79,9 +82,18 @@ def _topology_order(shape: tuple[int, ...], devices: list[jax.Device]) -> np.nda
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
-  """Makes `constrain` mean this mesh, for what is traced inside."""
-  with jax.set_mesh(mesh):
-    yield mesh
+  """Makes `constrain` and `platform` mean this mesh, for what is traced inside."""
+  token = _platform.set(mesh.devices.flat[0].platform)
+  try:
+    with jax.set_mesh(mesh):
+      yield mesh
+  finally:
+    _platform.reset(token)
+
+
+def platform() -> str:
+  """Returns "cpu", "gpu" or "tpu": what the mesh in use is made of, which may only be described; else where JAX runs."""
+  return _platform.get() or jax.default_backend()
 
 
 def spec(*names: str | None) -> PartitionSpec:

@@ -14,8 +14,8 @@ import os
 import re
 from typing import Any, Mapping, Sequence
 
-import numpy as np
 from etils import epath
+import numpy as np
 
 from lmjax import config as config_lib
 from lmjax.config import UserError

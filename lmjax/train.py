@@ -4,6 +4,7 @@ The path from a config to a gradient: `train_and_evaluate` opens the data and th
 optimizer, `init_state` makes sharded parameters, and `make_train_step` compiles one update.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax import checkpoint, config as config_lib, evaluate, metrics, partitioning
+from lmjax import checkpoint, evaluate, metrics, partitioning
+from lmjax import config as config_lib
 from lmjax.config import Config, UserError
 from lmjax.models.transformer import init_params, make_model
 from lmjax.objectives import OBJECTIVES
@@ -217,7 +219,8 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
       config_lib.resolve_model(config, data.tokenizer.size), data.train.num_tokens)
   setup = build(config, mesh)
   workdir = epath.Path(workdir)
-  with partitioning.use_mesh(mesh), checkpoint.Checkpointer(workdir, config.checkpoint) as checkpointer:
+  with partitioning.use_mesh(mesh), contextlib.closing(
+      checkpoint.Checkpointer(workdir, config.checkpoint)) as checkpointer:
     state = _first_state(setup, checkpointer)
     first_step = int(state.step)
     if first_step >= config.train.num_steps and (finished := _finished_result(workdir)):
@@ -312,27 +315,28 @@ class _Loop:
 
   def _evaluate_and_save(self, step: int, state: TrainState) -> None:
     every = self.config.eval.every_steps
+    # Metrics come first: a run that goes on from this checkpoint keeps what was written up to it.
     with self.clock.paused():
-      if self.checkpointer.should_save(step):
-        self._save(step, state)
       # The last step's evaluation is the final one, over as much as eval.final_num_batches says.
       if every and step % every == 0 and step < self.config.train.num_steps:
         self.tracker.write(step, dict(self.evaluator(eval_params(self.setup, state), self.config.eval.num_batches)))
+      if self.checkpointer.should_save(step):
+        self._save(step, state)
 
-  def _save(self, step: int, state: TrainState, force: bool = False) -> None:
+  def _save(self, step: int, state: TrainState) -> None:
     meta = {"config": dataclasses.asdict(self.config), "data_position": step, "seed": self.config.seed,
             "versions": metrics.versions()}
-    self.checkpointer.save(step, state, meta, force=force)
+    self.checkpointer.save(step, state, meta)
 
   def _interrupted(self, step: int, state: TrainState) -> dict[str, Any]:
-    self._save(step, state, force=True)
+    self._save(step, state)
     self.checkpointer.wait()
     logging.warning("Interrupted after step %d, which is saved; the same command goes on from there.", step)
     return self._result("interrupted", step)
 
   def _finish(self, state: TrainState) -> dict[str, Any]:
     step = self.config.train.num_steps
-    self._save(step, state, force=True)
+    self._save(step, state)  # Before an evaluation that may be long; a restart from here does that again.
     params = eval_params(self.setup, state)
     values = dict(self.evaluator(params, self.config.eval.final_num_batches))
     self.tracker.write(step, values)

@@ -1,4 +1,4 @@
-"""What every test shares: the CPU backend, a cache folder of its own, and `--all` for the slow ones."""
+"""What every test shares: the CPU as eight devices, a cache folder of its own, and `--all` for the slow ones."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ import tempfile
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 
 def pytest_addoption(parser):

@@ -11,8 +11,8 @@ import traceback
 import types
 from typing import Any, Callable, Iterable
 
-import ml_collections
 from absl import flags
+import ml_collections
 from ml_collections import config_flags
 
 from lmjax import config as config_lib

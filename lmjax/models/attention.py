@@ -17,7 +17,7 @@ import numpy as np
 
 from lmjax.config import ModelConfig, UserError
 from lmjax.models.layers import Einsum, Norm, residual_std
-from lmjax.partitioning import constrain
+from lmjax.partitioning import constrain, platform
 
 # Queries handled at a time by the chunked implementation: their scores stay in a core's cache.
 _CHUNK = 128
@@ -130,7 +130,8 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[ja
   Returns:
     Two arrays [B, T, 1, H / 2] in float32.
   """
-  rates = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+  # Written as Hugging Face writes it, so that float32 rounds alike.
+  rates = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
   angles = positions[..., None, None].astype(jnp.float32) * rates
   return jnp.sin(angles), jnp.cos(angles)
 
@@ -179,7 +180,7 @@ def dot_product_attention(
 
 def _choose(q: jax.Array, spec: AttentionSpec, positions: Any, segment_ids: Any) -> str:
   plain = spec.softcap is None and not spec.alibi and positions is None and segment_ids is None
-  if jax.default_backend() == "gpu" and plain and q.dtype != jnp.float32 and q.shape[-1] % 8 == 0:
+  if platform() == "gpu" and plain and q.dtype != jnp.float32 and q.shape[-1] % 8 == 0:
     return "cudnn"
   return "chunked"
 

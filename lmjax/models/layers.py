@@ -18,7 +18,8 @@ ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
+    # x * sigmoid(x), with the sigmoid by tanh: XLA vectorises that on CPU, where its logistic takes ten times as long.
+    "silu": lambda x: 0.5 * x * (1 + jnp.tanh(0.5 * x)),
 }
 
 

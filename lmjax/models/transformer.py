@@ -9,6 +9,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax import partitioning
 from lmjax.config import ModelConfig
 from lmjax.models.attention import Attention, KVCache
 from lmjax.models.layers import Dropout, Embed, Mlp, Norm, param
@@ -132,11 +133,11 @@ def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
 
   Args:
     cfg: from `config.resolve_model`.
-    platform: "cpu", "gpu" or "tpu", which decides what dtype "auto" is; None means where JAX runs.
+    platform: "cpu", "gpu" or "tpu", which decides what dtype "auto" is; None means that of the mesh in use.
   """
   if cfg.dtype == "auto":
-    cpu = (platform or jax.default_backend()) == "cpu"
-    cfg = dataclasses.replace(cfg, dtype="float32" if cpu else "bfloat16")
+    platform = platform or partitioning.platform()
+    cfg = dataclasses.replace(cfg, dtype="float32" if platform == "cpu" else "bfloat16")
   return Transformer(cfg)
 
 

@@ -1,7 +1,7 @@
 """Tests of lmjax.commands.experiment: what --config and its overrides make, and what each mistake is told."""
 
-import pytest
 from absl import flags
+import pytest
 
 from lmjax.commands import experiment
 from lmjax.config import UserError

@@ -1,0 +1,124 @@
+"""What every setting of the decoder must keep: causality, document boundaries, and the same numbers however computed."""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.config import ModelConfig
+from lmjax.models.attention import init_cache
+from lmjax.models.transformer import init_params, make_model
+
+BASE = ModelConfig(num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_dim=64, vocab_size=50,
+                   max_positions=64, dtype="float32", init_std=0.2)
+VARIANTS = {
+    "gpt2": {},
+    "llama": dict(position="rotary", norm="rmsnorm", activation="silu", gated_mlp=True, use_bias=False, num_kv_heads=2,
+                  tie_embeddings=False),
+    "sinusoidal_post": dict(position="sinusoidal", block="post", activation="relu"),
+    "alibi_parallel": dict(position="alibi", block="parallel"),
+    "none_window": dict(position="none", attention_window=5, activation="gelu"),
+    "qk_norm_softcaps": dict(position="rotary", qk_norm=True, attention_softcap=5.0, logit_softcap=3.0,
+                             scale_embeddings=True, norm_bias=False),
+}
+
+
+def make(**changes):
+  cfg = dataclasses.replace(BASE, **changes)
+  model = make_model(cfg)
+  return model, nn.unbox(init_params(model, jax.random.key(0)))
+
+
+def tokens(rows=2, length=20, seed=1):
+  return jax.random.randint(jax.random.key(seed), (rows, length), 0, 50)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_logit_depends_on_no_later_token(name):
+  model, params = make(**VARIANTS[name])
+  x = tokens()
+  logits = model.apply({"params": params}, x)
+  changed = model.apply({"params": params}, x.at[:, 11:].set((x[:, 11:] + 1) % 50))
+  np.testing.assert_allclose(logits[:, :11], changed[:, :11], atol=1e-5)
+  assert float(jnp.abs(logits[:, 11:] - changed[:, 11:]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_causality_by_gradient(name):
+  model, params = make(**VARIANTS[name])
+
+  # Twenty different tokens: the gradient of row i of the embedding is that of position i.
+  def output(table):
+    own = dict(params, embed=dict(params["embed"], embedding=table))
+    x_BTD = model.apply({"params": own}, jnp.arange(20)[None], method="features")[0]
+    return jnp.sum(jnp.sin(x_BTD[0, 9]))
+
+  grads = jax.grad(output)(params["embed"]["embedding"])[:20]
+  norms = np.abs(np.asarray(grads)).max(-1)
+  assert (norms[10:] == 0).all()
+  window = VARIANTS[name].get("attention_window")
+  first = 0 if window is None else 9 - 2 * (window - 1)  # Two layers of a window see twice as far.
+  assert (norms[first:10] > 0).all() and (norms[:first] == 0).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_packed_documents_equal_the_same_documents_alone(name):
+  model, params = make(**VARIANTS[name])
+  a, b = tokens(1, 8, seed=2), tokens(1, 12, seed=3)
+  packed = model.apply({"params": params}, jnp.concatenate([a, b], 1),
+                       jnp.concatenate([jnp.arange(8), jnp.arange(12)])[None], jnp.array([[1] * 8 + [2] * 12]))
+  np.testing.assert_allclose(packed[:, :8], model.apply({"params": params}, a), atol=2e-5)
+  np.testing.assert_allclose(packed[:, 8:], model.apply({"params": params}, b), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_decoding_with_a_cache_equals_the_whole_forward_pass(name):
+  model, params = make(**VARIANTS[name])
+  x = tokens()
+  whole = model.apply({"params": params}, x)
+  cache = init_cache(model.cfg, 2, 24)
+  step = lambda toks, at, cache: model.apply({"params": params}, toks, at, cache, method="step")
+  logits, cache = step(x[:, :7], jnp.broadcast_to(jnp.arange(7), (2, 7)), cache)
+  np.testing.assert_allclose(logits, whole[:, 6], atol=2e-5)
+  for i in range(7, 20):
+    logits, cache = step(x[:, i:i + 1], jnp.full((2, 1), i), cache)
+    np.testing.assert_allclose(logits, whole[:, i], atol=2e-5)
+
+
+@pytest.mark.parametrize("changes", [dict(scan_layers=False), dict(remat_policy="full"), dict(remat_policy="dots"),
+                                     dict(remat_policy="dots_no_batch", scan_layers=False)])
+def test_loops_and_rematerialisation_change_no_gradient(changes):
+  def grads(**changes):
+    model, params = make(**VARIANTS["llama"], **changes)
+    return jax.grad(lambda p: jnp.square(model.apply({"params": p}, tokens())).mean())(params)
+  for a, b in zip(jax.tree.leaves(grads()), jax.tree.leaves(grads(**changes)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_dropout_is_on_exactly_when_a_key_is_given():
+  model, params = make(dropout=0.5)
+  run = lambda **kw: model.apply({"params": params}, tokens(), **kw)
+  np.testing.assert_array_equal(run(), run())
+  first, second = (run(rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+  assert float(jnp.abs(first - second).max()) > 1e-3
+
+
+def test_the_type_follows_the_platform_unless_it_is_named():
+  auto = dataclasses.replace(BASE, dtype="auto")
+  assert make_model(auto, "cpu").cfg.dtype == "float32"
+  assert make_model(auto, "tpu").cfg.dtype == make_model(auto, "gpu").cfg.dtype == "bfloat16"
+  assert make_model(BASE, "tpu").cfg.dtype == "float32"
+  model, params = make(dtype="bfloat16")
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+  assert model.apply({"params": params}, tokens(), method="features")[0].dtype == jnp.bfloat16
+
+
+def test_residual_projections_start_smaller():
+  _, params = make(num_layers=8)
+  assert float(jnp.std(params["layers"]["mlp"]["down"]["kernel"])) == pytest.approx(0.2 / 4, rel=0.05)
+  assert float(jnp.std(params["layers"]["mlp"]["up"]["kernel"])) == pytest.approx(0.2, rel=0.05)
+
+
