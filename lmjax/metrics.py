@@ -99,7 +99,7 @@ def digest(params: Any) -> str:
   """Returns the SHA-256 of parameters: of every path, type, shape and value, whatever their sharding."""
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if not leaf.is_fully_addressable:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
       leaf = multihost_utils.process_allgather(leaf, tiled=True)
     array = np.asarray(leaf)
     sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
