@@ -1,8 +1,8 @@
 """Every setting of an experiment, once: its name, type, default, unit, check and meaning.
 
-The dataclasses below are the only home of defaults. `base_config()` turns them into a locked `ml_collections.ConfigDict`,
-which an experiment file edits and command-line flags override; `from_config_dict` turns the result back into
-dataclasses, checking every range and combination on the way. Code below this file never sees a ConfigDict.
+The dataclasses below are the only home of defaults. `base_config()` turns them into a locked
+`ml_collections.ConfigDict`, which an experiment file edits and command-line flags override; `from_config_dict` turns
+the result back into dataclasses, checking every range and combination on the way. Code below this file never sees a ConfigDict.
 
 A duration has three fields, `<name>_steps`, `<name>_tokens` and `<name>_epochs`, of which at most one is set;
 `Duration` fields are resolved by `resolve_durations`, so that the rest of the library sees steps only.
@@ -15,6 +15,7 @@ import difflib
 import json
 import math
 import os
+import pathlib
 import re
 import types
 import typing
@@ -498,13 +499,17 @@ def _check_optim(optim: OptimConfig) -> None:
         re.compile(pattern)
         float(factor)
       except (TypeError, ValueError, re.error) as e:
-        raise UserError(f"config.optim.{name} has the entry {entry!r}, which is not a (regex, factor) pair: {e}.") from e
+        raise UserError(f"config.optim.{name} has the entry {entry!r}, which is not a (regex, factor) pair: "
+                        f"{e}.") from e
 
 
-def cache_dir() -> str:
-  """Returns the folder for what can be made again: $LMJAX_CACHE_DIR, $XDG_CACHE_HOME/lmjax or ~/.cache/lmjax."""
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-  return os.environ.get("LMJAX_CACHE_DIR") or os.path.join(base, "lmjax")
+def cache_dir() -> pathlib.Path:
+  """Returns where what can be made again is kept: $LMJAX_CACHE_DIR, $XDG_CACHE_HOME/lmjax or ~/.cache/lmjax."""
+  if "LMJAX_CACHE_DIR" in os.environ:
+    return pathlib.Path(os.environ["LMJAX_CACHE_DIR"])
+  if "XDG_CACHE_HOME" in os.environ:
+    return pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "lmjax"
+  return pathlib.Path.home() / ".cache" / "lmjax"
 
 
 def split_sources(spec: str) -> list[str]:

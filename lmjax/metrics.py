@@ -1,8 +1,8 @@
 """What is measured: parameter and FLOP counts, the peak of a device, and sums that become means.
 
-FLOPs are model FLOPs, what the mathematics needs (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): recomputation does
-not count, a matrix product of [m, k] and [k, n] is 2 m k n, a backward pass costs two forward passes, and causal attention
-counts only the scores that the mask leaves. Norms, activations and lookups are left out.
+FLOPs are model FLOPs, what the mathematics needs (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): recomputation
+does not count, a matrix product of [m, k] and [k, n] is 2 m k n, a backward pass costs two forward passes, and causal
+attention counts only the scores that the mask leaves. Norms, activations and lookups are left out.
 """
 
 import contextlib
@@ -51,7 +51,8 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   """Returns the FLOPs of training on one token: forward and backward, averaged over the positions of a sequence.
 
   With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
-  query sees, a forward pass costs 2 L (2 D H (N + K) + m D F) + 2 D V + 4 L S N H, m being 3 for a gated MLP and else 2.
+  query sees, a forward pass costs 2 L (2 D H (N + K) + m D F) + 2 D V + 4 L S N H, m being 3 for a gated MLP and
+  else 2.
 
   Args:
     cfg: with its sizes resolved.

@@ -92,7 +92,7 @@ def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
 
 
 def platform() -> str:
-  """Returns "cpu", "gpu" or "tpu": what the mesh in use is made of, which may only be described; else where JAX runs."""
+  """Returns "cpu", "gpu" or "tpu": what the mesh in use is made of, real or described; else where JAX runs."""
   return _platform.get() or jax.default_backend()
 
 
@@ -128,7 +128,8 @@ def logical_axes(boxed: Any) -> Any:
 def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
   """Returns shardings for a tree that holds copies of the parameters, such as an optimizer's state.
 
-  A leaf whose path ends in a parameter's path and has its shape is split like that parameter; all others are replicated.
+  A leaf whose path ends in a parameter's path and has its shape is split like that parameter; all others are
+  replicated.
 
   Args:
     mesh: the mesh.

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import signal
 import threading
 from typing import Any, Callable, Iterator, NamedTuple
@@ -117,8 +116,8 @@ def init_state(setup: Setup) -> TrainState:
 def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Returns the compiled update: (state, batch, hparams) -> (state, metrics).
 
-  `batch` holds arrays [B, T]. `hparams` holds scalars: `learning_rate`, `weight_decay` and `seed`, inputs of the compiled
-  program. `metrics` holds scalars: the means `loss`, `accuracy`, `z_loss` over the batch's weights, `grad_norm` before
+  `batch` holds arrays [B, T]. `hparams` holds scalars: `learning_rate`, `weight_decay` and `seed`, inputs of the
+  compiled program. `metrics` holds scalars: the means `loss`, `accuracy`, `z_loss` over the batch's weights, `grad_norm` before
   clipping, and `applied`, 0 where the update was dropped because the loss or the gradient was not finite (`nonfinite`
   is 1) or the loss a spike (`spike` is 1).
   """
@@ -356,7 +355,8 @@ class _Loop:
     model = self.setup.config.model
     room = model.max_positions - len(prompt) if model.position == "learned" else train.sample_length
     tokens = generate(self.setup.model, params, [prompt], max_new_tokens=max(1, min(train.sample_length, room)),
-                      temperature=0.8, top_p=0.95, seed=self.config.seed, eos_id=tokenizer.eos_id, vocab_size=tokenizer.size)
+                      temperature=0.8, top_p=0.95, seed=self.config.seed, eos_id=tokenizer.eos_id,
+                      vocab_size=tokenizer.size)
     self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
 
   def _result(self, status: str, step: int, eval_loss: float | None = None, bits_per_byte: float | None = None,
@@ -383,7 +383,7 @@ def eval_params(setup: Setup, state: TrainState) -> Any:
 def enable_compilation_cache() -> None:
   """Keeps compiled programs on disk, in lmjax's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
   if not jax.config.jax_compilation_cache_dir:
-    jax.config.update("jax_compilation_cache_dir", os.path.join(config_lib.cache_dir(), "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(config_lib.cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

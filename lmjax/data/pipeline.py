@@ -9,11 +9,11 @@ from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
-from lmjax.config import Config, DataConfig, UserError, nearest, split_sources
+from lmjax.config import Config, DataConfig, UserError, cache_dir, nearest, split_sources
 from lmjax.data.packing import BestFit, Concat
 from lmjax.data.pieces import Source
 from lmjax.data.sources import open_source, short_name
-from lmjax.data.token_store import TokenStore, build_store, default_cache_dir
+from lmjax.data.token_store import TokenStore, build_store
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
 
 Example = dict[str, np.ndarray]
@@ -202,7 +202,7 @@ class _Preparer:
 
   def __init__(self, config: DataConfig, sources: Sequence[Source]):
     self._config = config
-    self._cache_dir = pathlib.Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    self._cache_dir = pathlib.Path(config.cache_dir).expanduser() if config.cache_dir else cache_dir()
     self.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_vocab_size, sources, self._cache_dir)
 
   def token_set(self, name: str, sources: Sequence[Source], split: str) -> TokenSet:

@@ -115,15 +115,6 @@ def build_store(source: Source, split: str, tokenizer: Tokenizer, cache_dir: str
   return TokenStore(path)
 
 
-def default_cache_dir() -> pathlib.Path:
-  """Returns $LMJAX_CACHE_DIR, $XDG_CACHE_HOME/lmjax or ~/.cache/lmjax, the first that is set."""
-  if "LMJAX_CACHE_DIR" in os.environ:
-    return pathlib.Path(os.environ["LMJAX_CACHE_DIR"])
-  if "XDG_CACHE_HOME" in os.environ:
-    return pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "lmjax"
-  return pathlib.Path.home() / ".cache" / "lmjax"
-
-
 def _build(source: Source, split: str, tokenizer: Tokenizer, path: pathlib.Path) -> None:
   for leftover in path.parent.glob(f"{path.name}.*.tmp"):  # Of a build that was killed; the lock says none is running.
     shutil.rmtree(leftover, ignore_errors=True)

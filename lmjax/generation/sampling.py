@@ -19,8 +19,8 @@ class Sampler:
   Attributes:
     temperature: logits are divided by it; 0 is greedy.
     top_k: keep the k likeliest tokens (Fan et al. 2018, arXiv 1805.04833); 0 keeps all.
-    top_p: keep the likeliest tokens that together reach this probability (Holtzman et al. 2019, arXiv 1904.09751); 1 keeps
-      all.
+    top_p: keep the likeliest tokens that together reach this probability (Holtzman et al. 2019, arXiv 1904.09751);
+      1 keeps all.
   """
   temperature: float = 1.0
   top_k: int = 0

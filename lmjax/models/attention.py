@@ -2,8 +2,8 @@
 
 Shapes: B batch, T query length, S key length, N query heads, K key-value heads, G = N / K, H head width, D model width.
 
-A mask is described, not built: `causal`, `window`, positions and segment ids. Only the part of it that a chunk of scores
-needs ever exists as an array.
+A mask is described, not built: `causal`, `window`, positions and segment ids. Only the part of it that a chunk of
+scores needs ever exists as an array.
 """
 
 import dataclasses
@@ -110,8 +110,9 @@ class Attention(nn.Module):
     elif segment_ids_BT is not None:
       # Within a segment, order in the row is order of position; the static form lets kernels skip whole blocks.
       positions_BT = key_positions_BS = None
+    spec = AttentionSpec(True, cfg.attention_window, cfg.attention_softcap, cfg.position == "alibi")
     y_BTNH = dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, AttentionSpec(True, cfg.attention_window, cfg.attention_softcap, cfg.position == "alibi"),
+        q_BTNH, k_BSKH, v_BSKH, spec,
         query_positions_BT=positions_BT, key_positions_BS=key_positions_BS, segment_ids_BT=segment_ids_BT,
         implementation=cfg.attention_impl if cache is None else "xla")
     y_BTNH = constrain(y_BTNH, "batch", "length", "act_heads", None)

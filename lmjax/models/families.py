@@ -11,15 +11,15 @@ _GPT2_SIZES = {
 }
 
 _GPT3_SIZES = {
-    # Brown et al. 2020, arXiv 2005.14165, table 2.1: layers, width, heads, width of a head. The table prints 24 heads for
-    # 1.3B, which makes 1.5B parameters at that width; 16 make 1.3B.
+    # Brown et al. 2020, arXiv 2005.14165, table 2.1: layers, width, heads, width of a head. The table prints 24 heads
+    # for 1.3B, which makes 1.5B parameters at that width; 16 make 1.3B.
     "125M": (12, 768, 12, 64), "350M": (24, 1024, 16, 64), "760M": (24, 1536, 16, 96), "1.3B": (24, 2048, 16, 128),
     "2.7B": (32, 2560, 32, 80), "6.7B": (32, 4096, 32, 128), "13B": (40, 5140, 40, 128), "175B": (96, 12288, 96, 128),
 }
 
 _LLAMA_SIZES = {
-    # Touvron et al. 2023, arXiv 2307.09288 (2-7B, 2-13B, 2-70B); Grattafiori et al. 2024, arXiv 2407.21783 (3-8B, 3-70B);
-    # the 3.2 model cards (3.2-1B, 3.2-3B). Columns: layers, width, heads, KV heads, head width, MLP width, vocabulary,
+    # Touvron et al. 2023, arXiv 2307.09288 (2-7B, 2-13B, 2-70B); Grattafiori et al. 2024, arXiv 2407.21783 (3-8B,
+    # 3-70B); the 3.2 model cards (3.2-1B, 3.2-3B). Columns: layers, width, heads, KV heads, head width, MLP width, vocabulary,
     # rope theta, tied.
     "2-7B": (32, 4096, 32, 32, 128, 11008, 32000, 1e4, False),
     "2-13B": (40, 5120, 40, 40, 128, 13824, 32000, 1e4, False),

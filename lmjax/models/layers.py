@@ -1,4 +1,4 @@
-"""The parts that every Transformer here is made of: parameters with named axes, einsum maps, norms, embeddings, the MLP.
+"""The parts every Transformer here is made of: parameters with named axes, einsum maps, norms, embeddings, the MLP.
 
 Shapes: B batch, T length, D model width, F MLP width, V vocabulary, N heads, H head width.
 """
@@ -29,7 +29,7 @@ def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...
 
 
 def residual_std(cfg: ModelConfig) -> float:
-  """Initial standard deviation of a projection into the residual stream (GPT-2: smaller by the root of their number)."""
+  """Initial standard deviation of a projection into the residual stream; GPT-2 divides by the root of their number."""
   return cfg.init_std / (2 * cfg.num_layers) ** 0.5 if cfg.scale_residual_init else cfg.init_std
 
 

@@ -75,7 +75,8 @@ class Transformer(nn.Module):
       self.head = Head(cfg)
 
   def features(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
-               segment_ids_BT: jax.Array | None = None, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
+               segment_ids_BT: jax.Array | None = None,
+               cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
     """Returns x_BTD, what the output projection reads, and the cache with this call's keys and values."""
     if cache is not None:
       cache = cache.extend(positions_BT)

@@ -123,8 +123,9 @@ def _adafactor(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
 
 
 def _muon(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
-  # Jordan et al. 2024 for matrices, Adam with Nesterov's look-ahead for the rest. Updates scaled by 0.2 * sqrt(max(rows, columns)) have the RMS of
-  # Adam's, so that learning rate and decay carry over from it (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+  # Jordan et al. 2024 for matrices, Adam with Nesterov's look-ahead for the rest. Updates scaled by
+  # 0.2 * sqrt(max(rows, columns)) have the RMS of Adam's, so that learning rate and decay carry over from it
+  # (Liu et al. 2025, arXiv 2502.16982, section 2.2).
   def dimensions(names):
     if not is_hidden_matrix(names):
       return None

@@ -181,14 +181,3 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     growth.append(float(result.stdout))
   # In MiB. Ten more megabytes of text would be 20 of tokens, and hundreds inside the tokenizers library.
   assert growth[1] < growth[0] + 15, growth
-
-
-def test_default_cache_dir(monkeypatch, tmp_path):
-  for name in ("LMJAX_CACHE_DIR", "XDG_CACHE_HOME"):
-    monkeypatch.delenv(name, raising=False)
-  monkeypatch.setenv("HOME", "/home/someone")
-  assert token_store.default_cache_dir() == pathlib.Path("/home/someone/.cache/lmjax")
-  monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-  assert token_store.default_cache_dir() == pathlib.Path("/xdg/lmjax")
-  monkeypatch.setenv("LMJAX_CACHE_DIR", "/own")
-  assert token_store.default_cache_dir() == pathlib.Path("/own")

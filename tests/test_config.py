@@ -1,0 +1,137 @@
+"""Settings: defaults that pass their own checks, durations in any unit, and a sentence for each mistake."""
+
+import ast
+import dataclasses
+import pathlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from lmjax import config as config_lib
+from lmjax.config import Config, UserError
+
+
+def make(**groups) -> Config:
+  config = config_lib.base_config()
+  config.train.num_steps = 100
+  for name, values in groups.items():
+    config[name].update(values)
+  return config_lib.from_config_dict(config)
+
+
+def test_the_defaults_pass_their_own_checks_and_survive_json():
+  config = make()
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+def test_the_length_of_the_run_has_no_default():
+  with pytest.raises(UserError, match="set one of config.train.num_steps, num_tokens, num_epochs"):
+    config_lib.from_config_dict(config_lib.base_config())
+
+
+def test_every_setting_says_what_it_means():
+  for name, _, sentence in config_lib.settings_help():
+    assert len(sentence.split()) >= 2, name
+
+
+@pytest.mark.parametrize("groups, told", [
+    (dict(model=dict(num_layers=0)), "config.model.num_layers is 0, but it must be at least 1"),
+    (dict(model=dict(norm="rms")), "config.model.norm is 'rms', which is not one of its values; did you mean"),
+    (dict(model=dict(num_heads=3)), "num_heads = 3 does not divide embed_dim = 128"),
+    (dict(model=dict(num_kv_heads=3)), "num_kv_heads = 3 does not divide num_heads = 4"),
+    (dict(model=dict(position="rotary", head_dim=5)), "needs an even head_dim, but it is 5"),
+    (dict(model=dict(max_positions=64)), "seq_len is 256, more than the 64 learned positions"),
+    (dict(optim=dict(learning_rate=-1.0)), "learning_rate is -1.0, but it must be at least 0"),
+    (dict(optim=dict(learning_rate=float("nan"))), "learning_rate is nan, but it must be a finite number"),
+    (dict(optim=dict(name="schedule_free", beta1=0.0)), "beta1 is 0, but schedule_free"),
+    (dict(optim=dict(weight_decay_policy=(("(", 0.0),))), "weight_decay_policy has the entry"),
+    (dict(optim=dict(learning_rate_policy=("mlp",))), "learning_rate_policy has the entry 'mlp', which is not a"),
+    (dict(train=dict(batch_size=10, grad_accum_steps=3)), "batch_size is 10, which config.train.grad_accum_steps = 3"),
+    (dict(train=dict(num_tokens=1e6)), "config.train.num_steps and config.train.num_tokens are both set"),
+    (dict(optim=dict(warmup_steps=5, warmup_epochs=1.0)), "warmup_steps and config.optim.warmup_epochs are both set"),
+    (dict(data=dict(weights=(1.0, 2.0))), "config.data.weights has 2 values for the 1 sources"),
+    (dict(data=dict(source="a.txt,b.txt", weights=(1.0, 0.0))), "every weight must be a number above 0"),
+    (dict(mesh=dict(data=-1, fsdp=-1)), "Only one axis of config.mesh may be -1; now data and fsdp are"),
+    (dict(mesh=dict(tensor=0)), "config.mesh.tensor is 0"),
+])
+def test_a_mistake_is_one_sentence_that_names_the_setting(groups, told):
+  with pytest.raises(UserError, match=told) as error:
+    make(**groups)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("raw, told", [
+    ({"optim": {"lerning_rate": 1.0}}, "config.optim has no setting 'lerning_rate'; did you mean 'learning_rate'"),
+    ({"optimizer": {}}, "config has no setting 'optimizer'; did you mean 'optim'"),
+    ({"train": {"num_steps": "many"}}, "config.train.num_steps is 'many', but it must be of type int"),
+    ({"train": {"num_steps": 1.5}}, "config.train.num_steps is 1.5, but it must be of type int"),
+    ({"train": {"num_steps": True}}, "config.train.num_steps is True, but it must be of type int"),
+    ({"train": {"num_steps": 5, "batch_size": None}}, "config.train.batch_size is None"),
+    ({"train": 3}, "config.train is 3, but it is a group"),
+    ({"seed": -1}, "config.seed is -1, but it must be at least 0"),
+])
+def test_a_wrong_config_json_is_refused(raw, told):
+  with pytest.raises(UserError, match=told):
+    config_lib.from_config_dict(raw)
+
+
+@pytest.mark.parametrize("train, steps", [
+    (dict(num_steps=7), 7), (dict(num_steps=None, num_tokens=4096 * 10), 10),
+    (dict(num_steps=None, num_tokens=4096 * 2.4), 2), (dict(num_steps=None, num_tokens=1.0), 1),
+    (dict(num_steps=None, num_epochs=0.5), 12)])
+def test_durations_become_steps(train, steps):
+  config = config_lib.resolve_durations(make(train=train, data=dict(seq_len=256)), tokens_per_epoch=100_000)
+  assert config.train.num_steps == steps
+  assert config.train.num_tokens is None and config.train.num_epochs is None
+
+
+def test_warmup_and_decay_must_fit_the_run():
+  config = make(optim=dict(warmup_steps=80, decay_steps=30))
+  with pytest.raises(UserError, match="warms up for 80 steps and decays for 30, but the run has only 100"):
+    config_lib.resolve_durations(config, 1)
+
+
+def test_the_unit_said_last_counts():
+  config = config_lib.base_config()
+  config.train.num_steps = 100
+  config.train.num_tokens = 5e6
+  config_lib.keep_last_duration(config, ["train.num_tokens"])
+  assert config_lib.from_config_dict(config).train == dataclasses.replace(make().train, num_steps=None, num_tokens=5e6)
+
+
+def test_sizes_are_derived_from_the_tokenizer_and_the_width():
+  model = config_lib.resolve_model(make(), vocab_size=1000).model
+  assert (model.vocab_size, model.num_kv_heads, model.head_dim, model.mlp_dim, model.max_positions) == (
+      1024, 4, 32, 512, 256)
+  with pytest.raises(UserError, match="tokenizer has 1000 tokens but config.model.vocab_size is 999"):
+    config_lib.resolve_model(make(model=dict(vocab_size=999)), 1000)
+
+
+@given(st.integers(1, 64), st.integers(1, 8), st.floats(0, 1), st.sampled_from(["adamw", "lion"]), st.booleans())
+def test_any_valid_config_survives_json_and_configdict(layers, heads, decay, name, scan):
+  config = make(model=dict(num_layers=layers, num_heads=heads, head_dim=8, scan_layers=scan),
+                optim=dict(weight_decay=decay, name=name, weight_decay_policy=(("bias", 0.5), ("scale", 0.0))))
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+  assert config_lib.from_config_dict(dataclasses.asdict(config)) == config
+
+
+def test_defaults_live_in_one_place():
+  """No `.get(name, default)` on a config anywhere in the library."""
+  root = pathlib.Path(config_lib.__file__).parent
+  for path in root.rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+        owner = ast.unparse(node.func.value)
+        assert not (len(node.args) == 2 and ("config" in owner or "cfg" in owner)), f"{path}:{node.lineno}"
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+  for name in ("LMJAX_CACHE_DIR", "XDG_CACHE_HOME"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv("HOME", "/home/someone")
+  assert config_lib.cache_dir() == pathlib.Path("/home/someone/.cache/lmjax")
+  monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+  assert config_lib.cache_dir() == pathlib.Path("/xdg/lmjax")
+  monkeypatch.setenv("LMJAX_CACHE_DIR", "/own")
+  assert config_lib.cache_dir() == pathlib.Path("/own")
