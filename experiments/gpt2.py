@@ -1,12 +1,12 @@
-"""GPT-2 at its published sizes, on the standard library's source or any text: `gpt2.py:SIZE`, one of 124M, 355M, 774M, 1.5B.
+"""GPT-2 at its published sizes, on any text: `gpt2.py:SIZE`, one of 124M, 355M, 774M, 1.5B.
 
     lmjax train --config=experiments/gpt2.py:124M --workdir=runs/gpt2 --config.data.source='corpus/*.txt' \\
         --config.mesh.data=1 --config.mesh.fsdp=-1
 
-Hardware: 124M needs 1.5 GB for parameters and Adam's moments in float32, and fits one GPU with a microbatch of 8 x 1024;
-the larger sizes want fsdp over several devices. Batch and schedule follow Brown et al. 2020 (arXiv 2005.14165, table
-2.1): half a million tokens a step, cosine to a tenth. The published vocabulary is kept (50,257 rows, padded to 50,304),
-so a GPT-2 tokenizer.json fits; the trained one here has as many tokens.
+Hardware: 124M needs 1.5 GB for parameters and Adam's moments in float32; the larger sizes want fsdp over several
+devices. Batch and schedule follow Brown et al. 2020 (arXiv 2005.14165, table 2.1): half a million tokens a step, cosine
+to a tenth. The published vocabulary is kept (50,257 rows, padded to 50,304), so a GPT-2 tokenizer.json fits; the one
+trained here has as many tokens.
 How long it takes and what it reaches has not been measured; `--config.train.num_steps=20` is a first trial.
 """
 

@@ -2,7 +2,8 @@
 
 The dataclasses below are the only home of defaults. `base_config()` turns them into a locked
 `ml_collections.ConfigDict`, which an experiment file edits and command-line flags override; `from_config_dict` turns
-the result back into dataclasses, checking every range and combination on the way. Code below this file never sees a ConfigDict.
+the result back into dataclasses, checking every range and combination on the way. Code below this file never sees a
+ConfigDict.
 
 A duration has three fields, `<name>_steps`, `<name>_tokens` and `<name>_epochs`, of which at most one is set;
 `Duration` fields are resolved by `resolve_durations`, so that the rest of the library sees steps only.

@@ -117,9 +117,9 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, dict[str, j
   """Returns the compiled update: (state, batch, hparams) -> (state, metrics).
 
   `batch` holds arrays [B, T]. `hparams` holds scalars: `learning_rate`, `weight_decay` and `seed`, inputs of the
-  compiled program. `metrics` holds scalars: the means `loss`, `accuracy`, `z_loss` over the batch's weights, `grad_norm` before
-  clipping, and `applied`, 0 where the update was dropped because the loss or the gradient was not finite (`nonfinite`
-  is 1) or the loss a spike (`spike` is 1).
+  compiled program. `metrics` holds scalars: the means `loss`, `accuracy`, `z_loss` over the batch's weights,
+  `grad_norm` before clipping, and `applied`, 0 where the update was dropped because the loss or the gradient was not
+  finite (`nonfinite` is 1) or the loss a spike (`spike` is 1).
   """
   batch = partitioning.batch_sharding(setup.mesh)
   one = partitioning.replicated(setup.mesh)

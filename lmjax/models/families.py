@@ -19,8 +19,8 @@ _GPT3_SIZES = {
 
 _LLAMA_SIZES = {
     # Touvron et al. 2023, arXiv 2307.09288 (2-7B, 2-13B, 2-70B); Grattafiori et al. 2024, arXiv 2407.21783 (3-8B,
-    # 3-70B); the 3.2 model cards (3.2-1B, 3.2-3B). Columns: layers, width, heads, KV heads, head width, MLP width, vocabulary,
-    # rope theta, tied.
+    # 3-70B); the 3.2 model cards (3.2-1B, 3.2-3B). Columns: layers, width, heads, KV heads, head width, MLP width,
+    # vocabulary, rope theta, tied.
     "2-7B": (32, 4096, 32, 32, 128, 11008, 32000, 1e4, False),
     "2-13B": (40, 5120, 40, 40, 128, 13824, 32000, 1e4, False),
     "2-70B": (80, 8192, 64, 8, 128, 28672, 32000, 1e4, False),

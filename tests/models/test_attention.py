@@ -71,8 +71,8 @@ def test_alibi_slopes_are_the_papers():
 def test_rotary_scores_depend_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
   def score(i, j):
-    turned = [attention.rotate(x, *attention.rotary_angles(jnp.array([[at]]), 16, 10_000.0)) for x, at in ((q, i), (k, j))]
-    return float(jnp.vdot(*turned))
+    turn = lambda x, at: attention.rotate(x, *attention.rotary_angles(jnp.array([[at]]), 16, 10_000.0))
+    return float(jnp.vdot(turn(q, i), turn(k, j)))
   assert score(5, 3) == pytest.approx(score(105, 103), abs=1e-4)
   assert score(5, 3) != pytest.approx(score(5, 4), abs=1e-3)
   assert score(7, 7) == pytest.approx(float(jnp.vdot(q, k)), abs=1e-5)

@@ -37,7 +37,8 @@ def test_llama_has_the_released_sizes(size, count):
 
 # The paper rounds, and leaves the reader to guess what it counts; these are its names for the sizes.
 @pytest.mark.parametrize("size, billions", [
-    ("125M", 0.125), ("350M", 0.356), ("760M", 0.760), ("1.3B", 1.3), ("2.7B", 2.7), ("6.7B", 6.7), ("13B", 13.0), ("175B", 175.0)])
+    ("125M", 0.125), ("350M", 0.356), ("760M", 0.760), ("1.3B", 1.3),
+    ("2.7B", 2.7), ("6.7B", 6.7), ("13B", 13.0), ("175B", 175.0)])
 def test_gpt3_sizes_are_about_those_of_the_paper(size, billions):
   assert num_params(families.gpt3(size)) == pytest.approx(billions * 1e9, rel=0.02)
 

@@ -1,4 +1,4 @@
-"""What every setting of the decoder must keep: causality, document boundaries, and the same numbers however computed."""
+"""What every decoder must keep: causality, document boundaries, and the same numbers however they are computed."""
 
 import dataclasses
 

@@ -41,7 +41,8 @@ def test_adamw_is_optax_adamw_over_several_steps():
   p = q = params()
   state, other = ours.init(p), theirs.init(p)
   for seed in range(3):
-    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(seed), x.shape), p)
+    key = jax.random.key(seed)
+    grads = jax.tree.map(lambda x, key=key: jax.random.normal(key, x.shape), p)
     p, state = ours.update(grads, state, p, hparams(decay=0.3), None)
     changes, other = theirs.update(grads, other, q)
     q = optax.apply_updates(q, changes)
