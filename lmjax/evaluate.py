@@ -20,7 +20,8 @@ class Evaluator:
 
   def __init__(self, model: Any, objective: Any, config: Config, mesh: jax.sharding.Mesh, data: Any):
     self._config, self._mesh, self._data, self._objective = config, mesh, data, objective
-    self._sums = jax.jit(lambda params, batch: objective.loss(model, params, batch, config.objective)[1])
+    self._sums = jax.jit(lambda params, batch: objective.loss(model, params, batch, config.objective)[1],
+                         out_shardings=partitioning.replicated(mesh))
 
   def __call__(self, params: Any, num_batches: int | None) -> Iterator[tuple[str, float]]:
     """Evaluates every set.
@@ -37,10 +38,10 @@ class Evaluator:
   def _over(self, params: Any, token_set: Any, num_batches: int | None) -> dict[str, np.ndarray]:
     from lmjax.data import pipeline  # Imports grain, which training on other batches does without.
     config = self._config
+    index, count = partitioning.process_share(self._mesh)
     rows = pipeline.eval_batches(
         token_set, config, batch_size=config.eval.batch_size or config.train.batch_size, num_batches=num_batches,
-        make_example=self._objective.make_example, process_index=jax.process_index(),
-        process_count=jax.process_count())
+        make_example=self._objective.make_example, process_index=index, process_count=count)
     total = None
     with partitioning.use_mesh(self._mesh):
       for batch in rows:

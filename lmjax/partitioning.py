@@ -7,6 +7,7 @@ what a mesh axis is called. Changing how a model is split means changing `RULES`
 import contextlib
 import contextvars
 import math
+import os
 from typing import Any, Iterator, Sequence
 
 from flax import linen as nn
@@ -45,6 +46,21 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 _NOT_YET = ("stage", "expert", "context")
+
+
+def join_processes() -> None:
+  """Joins the processes of a run that spans hosts; does nothing where there is one.
+
+  JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
+  """
+  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+  missing = [name for name in names if name not in os.environ]
+  if len(missing) == len(names):
+    return
+  if missing:
+    raise UserError(f"The environment has some of {', '.join(names)} but not {' and '.join(missing)}; set all or none.")
+  address, count, index = (os.environ[name] for name in names)
+  jax.distributed.initialize(address, int(count), int(index))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -167,12 +183,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def process_share(mesh: Mesh) -> tuple[int, int]:
+  """Returns (i, n): this process reads the i-th of n equal, contiguous parts of every batch.
+
+  Processes that split a model between them and not the batch read the same part.
+  """
+  ways = math.prod(mesh.shape[axis] for axis in _BATCH)
+  held = batch_sharding(mesh).addressable_devices_indices_map((ways,)).values()
+  rows = sorted({row for index in held for row in range(ways)[index[0]]})
+  assert rows == list(range(rows[0], rows[0] + len(rows))), "A mesh gives each process neighbouring rows."
+  return rows[0] // len(rows), ways // len(rows)
+
+
 def global_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
   """Makes global arrays of the rows that each process has read.
 
   Args:
     mesh: the mesh.
-    rows: this process's contiguous part of the batch, arrays [B / num_processes, ...].
+    rows: this process's part of the batch by `process_share`, arrays [B / n, ...].
   """
   sharding = batch_sharding(mesh)
   if jax.process_count() == 1:

@@ -212,6 +212,7 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
   from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
   if config.train.compilation_cache:
     enable_compilation_cache()
+  partitioning.join_processes()
   mesh = partitioning.make_mesh(config.mesh)
   data = pipeline.open_data(config)
   config = config_lib.resolve_durations(
@@ -270,9 +271,10 @@ class _Loop:
 
   def _batches(self, first: int) -> Iterator[dict[str, jax.Array]]:
     from lmjax.data import pipeline
+    index, count = partitioning.process_share(self.setup.mesh)
     rows = pipeline.train_batches(
         self.data, self.config, start_step=first, make_example=self.setup.objective.make_example,
-        process_index=jax.process_index(), process_count=jax.process_count())
+        process_index=index, process_count=count)
     return (partitioning.global_batch(self.setup.mesh, batch) for batch in rows)
 
   def _hparams(self, step: int) -> dict[str, np.ndarray]:
