@@ -36,8 +36,8 @@ _REFUSALS = ("No space left on device", "Disk quota exceeded", "File too large",
 
 
 def _is_shown(record: std_logging.LogRecord) -> bool:
-  """Keeps Orbax's messages for those who ask for details: what matters in them is raised or warned of here."""
-  return "/orbax/" not in record.pathname or logging.get_verbosity() > logging.WARNING
+  """Keeps Orbax's messages for those who debug: what matters in them is raised or warned of here."""
+  return "/orbax/" not in record.pathname or logging.get_verbosity() >= logging.DEBUG
 
 
 logging.get_absl_logger().addFilter(_is_shown)

@@ -33,7 +33,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
   """Returns `; did you mean 'x'?` for the known name closest to `name`, or a list of what is known."""
   known = sorted(known)
   match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  return f"; did you mean {match[0]!r}?" if match else f"; known are: {', '.join(known)}"
+  return f"; did you mean {match[0]!r}?" if match else f"; known are: {', '.join(known)}."
 
 
 def setting(default: Any, help: str, *, unit: str = "", choices: tuple = (), low: float | None = None,

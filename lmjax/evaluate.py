@@ -89,9 +89,14 @@ def read_config(workdir: str) -> Config:
   """Returns the config of a run.
 
   Raises:
-    UserError: where the folder holds no run.
+    UserError: where the folder holds no run, or its config.json is damaged.
   """
   path = epath.Path(workdir) / "config.json"
   if not path.exists():
     raise UserError(f"{workdir} holds no run: it has no config.json; give the --workdir of a training run.")
-  return config_lib.from_json(path.read_text())
+  try:
+    return config_lib.from_json(path.read_text())
+  except ValueError as e:
+    raise UserError(f"{path} is not valid JSON ({e}); put back the one that the run has written.") from e
+  except UserError as e:
+    raise UserError(f"{path} is not one that lmjax can read: {e}") from e

@@ -17,6 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+import lmjax
 from lmjax.config import ModelConfig
 
 # Dense peak of one JAX device in FLOP/s at bfloat16, by `device_kind`, from the makers' data sheets.
@@ -110,8 +111,8 @@ def digest(params: Any) -> str:
 
 def versions() -> dict[str, str]:
   """Returns the versions that a run's numbers depend on."""
-  names = ("lmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  found = {"python": platform.python_version()}
+  names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  found = {"python": platform.python_version(), "lmjax": lmjax.__version__}
   for name in names:
     try:
       found[name] = importlib.metadata.version(name)

@@ -68,11 +68,14 @@ class Tracker:
     self.close()
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Records the metrics of a step everywhere."""
+    """Records the metrics of a step everywhere, and shows those of an evaluation, whose names are `SET/METRIC`."""
     if not self._active:
       return
     metrics = {name: _plain(value) for name, value in metrics.items()}
     self._metrics.append({"step": int(step), **metrics})
+    if lines := _evaluation_lines(step, metrics):
+      self._progress.pause()
+      print(*lines, sep="\n", file=sys.stderr, flush=True)
     finite = {name: value for name, value in metrics.items() if value is not None}
     for sink in self._sinks:
       sink.write(int(step), finite)
@@ -193,6 +196,17 @@ def _summary(metrics: Mapping[str, float]) -> dict[str, str]:
   return shown
 
 
+def _evaluation_lines(step: int, metrics: Mapping[str, float | None]) -> list[str]:
+  """Returns a line a set, such as `step 50  validation: loss 2.799  bits per byte 4.039`."""
+  sets = {}
+  for name, value in metrics.items():
+    set_name, _, metric = name.rpartition("/")
+    if set_name:
+      shown = "not finite" if value is None else f"{value:.3f}"
+      sets.setdefault(set_name, []).append(f"{metric.replace('_', ' ')} {shown}")
+  return [f"step {step}  {set_name}: {'  '.join(words)}" for set_name, words in sets.items()]
+
+
 def _open_progress(start_step: int, num_steps: int) -> "_Bar | _PlainLines":
   return _Bar(start_step, num_steps) if sys.stderr.isatty() else _PlainLines(start_step, num_steps)
 
@@ -208,6 +222,8 @@ class _Bar:
     if summary:
       self._bar.set_postfix(summary, refresh=False)
     self._bar.update(step - self._bar.n)
+    if step == self._bar.total:
+      self._bar.close()  # What follows may take long, and meanwhile the bar would stand as it was last drawn.
 
   def pause(self) -> None:
     self._bar.clear()

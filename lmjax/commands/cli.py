@@ -6,6 +6,7 @@ Exit status: 0 done, 1 something failed, 2 the request was wrong, 130 interrupte
 import importlib
 import logging
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -14,6 +15,7 @@ import types
 from absl import flags
 from absl import logging as absl_logging
 
+import lmjax
 from lmjax.commands import coming, experiment, help_text
 from lmjax.config import UserError, nearest
 
@@ -64,6 +66,10 @@ def parse(command: types.ModuleType, name: str, argv: list[str]) -> flags.FlagVa
     positional = flag_values(["lmjax", *argv])[1:]
   except flags.UnrecognizedFlagError as e:
     raise UserError(f"lmjax {name} has no flag --{e.flagname}{nearest(e.flagname, flag_values)}") from e
+  except flags.IllegalFlagValueError as e:
+    flag, value = re.match(r"flag --(\w+)=(.*?):", str(e), re.DOTALL).groups()
+    raise UserError(f"lmjax {name} cannot read its flags: flag --{flag}={value} must be of type "
+                    f"{flag_values[flag].flag_type()}.") from e
   except flags.Error as e:
     raise UserError(f"lmjax {name} cannot read its flags: {' '.join(str(e).split())}") from e
   if _wants_help(flag_values):
@@ -95,7 +101,7 @@ def _run(argv: list[str]) -> int:
   elif _wants_help(flag_values):
     print(help_text.config_help())
   else:
-    _quiet_logging()
+    _log_to_terminal()
     command.main(flag_values)
   return 0
 
@@ -122,11 +128,23 @@ def _wants_help(flag_values: flags.FlagValues) -> bool:
   return flag_values.help or (experiment.takes_config(flag_values) and flag_values.help_config)
 
 
-def _quiet_logging() -> None:
-  """Lets warnings reach the terminal as one plain line each, and nothing below a warning."""
-  absl_logging.use_absl_handler()
-  absl_logging.set_verbosity(absl_logging.WARNING)
-  absl_logging.get_absl_handler().setFormatter(logging.Formatter("lmjax: %(levelname)s: %(message)s"))
+class _Terminal(logging.Handler):
+  """Prints warnings and what lmjax itself has to say, a plain line each, above the progress bar where there is one."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.pathname.startswith(os.path.dirname(lmjax.__file__))
+
+  def emit(self, record: logging.LogRecord) -> None:
+    import tqdm
+    level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+    tqdm.tqdm.write(f"lmjax: {level}{record.getMessage()}", file=sys.stderr)
+
+
+def _log_to_terminal() -> None:
+  root = logging.getLogger()
+  if not any(isinstance(handler, _Terminal) for handler in root.handlers):
+    root.addHandler(_Terminal())
+  absl_logging.set_verbosity(absl_logging.INFO)
 
 
 def _fail(sentence: str, status: int, argv: list[str]) -> int:

@@ -113,6 +113,8 @@ def load_tokenizer(path: epath.PathLike) -> Any:
     UserError: if the folder has none.
   """
   from lmjax.data.tokenizer import Tokenizer
+  if not epath.Path(path).is_dir():
+    raise UserError(f"There is no folder {path}; give a Hugging Face folder or the workdir of a run.")
   file = epath.Path(path) / _TOKENIZER
   if not file.exists():
     raise UserError(f"{path} has no {_TOKENIZER}; copy the one that belongs to the model there.")

@@ -18,7 +18,7 @@ class CommandLine:
   def __init__(self, folder):
     """Args: `folder`: where the commands are run."""
     self._folder = folder
-    # The tests' eight devices are not for these processes; the cache, which conftest.py has put into the environment, is.
+    # The tests' eight devices are not for these processes; their cache, which the environment names, is.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     self._environment = {**environment, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
