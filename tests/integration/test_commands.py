@@ -22,6 +22,16 @@ def finished(texts, debug, command_line_in, tmp_path_factory):
   return workdir, out, err
 
 
+@pytest.fixture
+def succeed(capsys):
+  """Returns a function that runs lmjax in this process, asserts that all went well, and gives what it printed."""
+  def succeed(*argv):
+    capsys.readouterr()
+    assert cli.run([str(argument) for argument in argv]) == 0
+    return capsys.readouterr().out
+  return succeed
+
+
 @pytest.fixture(scope="module")
 def converted(finished, command_line_in):
   """Returns (a Hugging Face folder made of that run, what was printed)."""
@@ -78,15 +88,15 @@ def test_eval_gives_the_numbers_of_the_final_evaluation(finished, lmjax_command,
   assert json.loads(out.splitlines()[-1]) == pytest.approx(final, rel=1e-6)
 
 
-def test_eval_of_an_earlier_step_gives_others(finished, lmjax_command, read_metrics):
+def test_eval_of_an_earlier_step_gives_others(finished, succeed, read_metrics):
   workdir, _, _ = finished
-  out = lmjax_command.succeed("eval", workdir, "--step=30", "--sets=validation")
+  out = succeed("eval", workdir, "--step=30", "--sets=validation")
   assert json.loads(out.splitlines()[-1])["validation/loss"] > read_metrics(workdir)[-1]["validation/loss"]
 
 
-def test_generate_is_greedy_or_follows_its_seed(finished, lmjax_command):
+def test_generate_is_greedy_or_follows_its_seed(finished, succeed):
   workdir, _, _ = finished
-  generate = lambda *flags: lmjax_command.succeed(
+  generate = lambda *flags: succeed(
       "generate", workdir, "--prompt=The cat", "--max_new_tokens=20", *flags)
   greedy = generate("--temperature=0")
   assert greedy.startswith("The cat") and len(greedy) > len("The cat\n")
@@ -94,29 +104,29 @@ def test_generate_is_greedy_or_follows_its_seed(finished, lmjax_command):
   assert generate("--seed=1") != generate("--seed=2")
 
 
-def test_data_describes_what_was_trained_on(finished, lmjax_command, read_metrics):
+def test_data_describes_what_was_trained_on(finished, succeed, read_metrics):
   workdir, _, _ = finished
-  out = lmjax_command.succeed("data", f"--config={_experiment(workdir)}")
+  out = succeed("data", f"--config={_experiment(workdir)}")
   assert "validation" in out and "bytes per token" in out and "The " in out
 
 
-def test_report_draws_the_run(finished, lmjax_command):
+def test_report_draws_the_run(finished, succeed):
   workdir, _, _ = finished
-  out = lmjax_command.succeed("report", workdir)
+  out = succeed("report", workdir)
   page = workdir / "report.html"
   assert out == f"{page}\n" and "<svg" in page.read_text()
 
 
-def test_convert_keeps_the_model(finished, converted, lmjax_command):
+def test_convert_keeps_the_model(finished, converted, succeed):
   workdir, _, _ = finished
   folder, said = converted
   assert "model_type llama" in said
   assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
   flags = ("--prompt=The dog", "--max_new_tokens=20", "--temperature=0")
-  assert lmjax_command.succeed("generate", folder, *flags) == lmjax_command.succeed("generate", workdir, *flags)
+  assert succeed("generate", folder, *flags) == succeed("generate", workdir, *flags)
 
 
-def test_a_run_starts_from_another_and_from_a_hugging_face_folder(finished, converted, texts, lmjax_command, tmp_path,
+def test_a_run_starts_from_another_and_from_a_hugging_face_folder(finished, converted, lmjax_command, tmp_path,
                                                                   read_metrics):
   workdir, _, _ = finished
   folder, _ = converted
