@@ -60,7 +60,7 @@ class Setup(NamedTuple):
     model: the Flax module.
     objective: a module of `lmjax.objectives`.
     optimizer: init and update.
-    init: key -> TrainState, to be compiled.
+    start: params -> TrainState of a run that starts from them, to be compiled.
     state_shapes: the TrainState as ShapeDtypeStructs that carry their shardings.
   """
   config: Config
@@ -68,7 +68,7 @@ class Setup(NamedTuple):
   model: nn.Module
   objective: Any
   optimizer: Optimizer
-  init: Callable[[jax.Array], TrainState]
+  start: Callable[[Any], TrainState]
   state_shapes: TrainState
 
   @property
@@ -93,24 +93,24 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   optimizer = make_optimizer(config.optim, partitioning.logical_axes(boxed))
   averages = config.optim.name == "schedule_free"
 
-  def init(key: jax.Array) -> TrainState:
-    params = nn.unbox(init_params(model, key))
+  def start(params: Any) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if config.train.ema_decay or averages else None,
         spike=jnp.zeros(3, jnp.float32) if config.train.on_spike != "ignore" else None)
 
-  shapes = jax.eval_shape(init, key)
+  shapes = jax.eval_shape(start, nn.unbox(boxed))
   of_params = partitioning.param_shardings(mesh, boxed)
   shardings = partitioning.like_params(mesh, shapes, shapes.params, of_params)
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-  return Setup(config, mesh, model, OBJECTIVES[config.objective.name], optimizer, init, shapes)
+  return Setup(config, mesh, model, OBJECTIVES[config.objective.name], optimizer, start, shapes)
 
 
 def init_state(setup: Setup) -> TrainState:
   """Makes the initial state on its devices; the values do not depend on the mesh."""
+  init = lambda key: setup.start(nn.unbox(init_params(setup.model, key)))
   with partitioning.use_mesh(setup.mesh):
-    return jax.jit(setup.init, out_shardings=setup.state_shardings)(jax.random.key(setup.config.seed))
+    return jax.jit(init, out_shardings=setup.state_shardings)(jax.random.key(setup.config.seed))
 
 
 def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -216,28 +216,33 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
   mesh = partitioning.make_mesh(config.mesh)
   data = pipeline.open_data(config)
   config = config_lib.resolve_durations(
-      config_lib.resolve_model(config, data.tokenizer.size), data.train.num_tokens)
+      config_lib.resolve_model(config, data.tokenizer.size), data.train.num_examples * config.data.seq_len)
   setup = build(config, mesh)
   workdir = epath.Path(workdir)
   with partitioning.use_mesh(mesh), contextlib.closing(
       checkpoint.Checkpointer(workdir, config.checkpoint)) as checkpointer:
-    state = _first_state(setup, checkpointer)
+    state, loss = _first_state(setup, checkpointer)
     first_step = int(state.step)
-    if first_step >= config.train.num_steps and (finished := _finished_result(workdir)):
+    if first_step > config.train.num_steps:
+      raise UserError(f"{workdir} is already at step {first_step}, beyond the {config.train.num_steps} of this run; "
+                      "give it another --workdir, or a config.train.num_steps of at least that.")
+    if first_step == config.train.num_steps and (finished := _finished_result(workdir)):
       logging.info("%s is already finished.", workdir)
       return finished
+    _announce(setup, data, workdir)
     if jax.process_index() == 0:
       (workdir / "config.json").write_text(config_lib.to_json(config))
       data.tokenizer.save(workdir / "tokenizer.json")
     with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
                  active=jax.process_index() == 0) as tracker:
-      return _Loop(setup, data, tracker, checkpointer).run(state)
+      return _Loop(setup, data, tracker, checkpointer, loss).run(state)
 
 
 class _Loop:
   """The loop over steps. The host reads a step's metrics only after it has dispatched the next one."""
 
-  def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer):
+  def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer,
+               loss: float | None):
     self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
     self.config = setup.config
     self.evaluator = evaluate.Evaluator(setup.model, setup.objective, setup.config, setup.mesh, data)
@@ -245,10 +250,11 @@ class _Loop:
     self.tokens_per_step = self.config.train.batch_size * self.config.data.seq_len
     self.clock = metrics.Clock(self.tokens_per_step, self.flops_per_token, metrics.peak_flops(jax.devices()))
     self.schedule = make_schedule(self.config.optim, self.config.train.num_steps)
-    self.loss = None
+    self.loss = loss
 
   def run(self, state: TrainState) -> dict[str, Any]:
-    first, last = int(state.step), self.config.train.num_steps
+    step = first = int(state.step)
+    last = self.config.train.num_steps
     batches = self._batches(first)
     train_step, pending = make_train_step(self.setup), None
     with _Interrupt() as interrupt:
@@ -325,7 +331,7 @@ class _Loop:
         self._save(step, state)
 
   def _save(self, step: int, state: TrainState) -> None:
-    meta = {"config": dataclasses.asdict(self.config), "data_position": step, "seed": self.config.seed,
+    meta = {"config": dataclasses.asdict(self.config), "data_position": step, "train_loss": self.loss,
             "versions": metrics.versions()}
     self.checkpointer.save(step, state, meta)
 
@@ -389,30 +395,33 @@ def enable_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> TrainState:
-  """Resume, else restore, else import, else scratch."""
+def _announce(setup: Setup, data: Any, workdir: epath.Path) -> None:
+  config, params = setup.config, setup.state_shapes.params
+  split = " ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items() if size > 1)
+  logging.info(
+      "%s parameters (%s without embeddings), %s steps of %s tokens = %.2f epochs of %s tokens, on %d %s%s, to %s",
+      f"{metrics.count_params(params):,}", f"{metrics.count_non_embedding(params):,}", f"{config.train.num_steps:,}",
+      f"{config.train.batch_size * config.data.seq_len:,}",
+      config.train.num_steps * config.train.batch_size / data.train.num_examples, f"{data.train.num_tokens:,}",
+      setup.mesh.size, jax.devices()[0].device_kind, f" ({split})" if split else "", workdir)
+
+
+def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, float | None]:
+  """Resume, else restore, else import, else scratch; returns the state and the loss of the step before it."""
   resumed = checkpointer.restore(setup.state_shapes)
   if resumed:
-    state, _ = resumed
-    logging.info("Going on from step %d.", int(state.step))
-    return state
-  state, cfg = init_state(setup), setup.config.checkpoint
+    state, meta = resumed
+    logging.info("Going on from the checkpoint of step %d.", int(state.step))
+    return state, meta["train_loss"]
+  cfg = setup.config.checkpoint
   if cfg.restore_from:
     params = checkpoint.restore_params(cfg.restore_from, setup.state_shapes.params)
   elif cfg.import_from:
     from lmjax import convert
     params = convert.import_params(cfg.import_from, setup.model, setup.state_shapes.params)
   else:
-    return state
-  return _with_params(setup, state, params)
-
-
-def _with_params(setup: Setup, state: TrainState, params: Any) -> TrainState:
-  """Starts the optimizer and the average over from given parameters."""
-  def start(params):
-    ema = jax.tree.map(jnp.copy, params) if state.ema is not None else None
-    return TrainState(state.step, params, setup.optimizer.init(params), ema, state.spike)
-  return jax.jit(start, out_shardings=setup.state_shardings)(params)
+    return init_state(setup), None
+  return jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)(params), None
 
 
 def _finished_result(workdir: epath.Path) -> dict[str, Any] | None:
@@ -422,21 +431,22 @@ def _finished_result(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 class _Interrupt:
-  """Notes SIGTERM and lets the loop end its step."""
+  """Notes SIGTERM or Ctrl-C and lets the loop end its step; a second one is not held back."""
 
   def __init__(self):
     self.received = False
 
   def __enter__(self):
     # Python lets only the main thread set handlers; a run in another thread is its caller's to stop.
-    self._main = threading.current_thread() is threading.main_thread()
-    if self._main:
-      self._previous = signal.signal(signal.SIGTERM, self._note)
+    main = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGTERM, signal.SIGINT) if main else ()
+    self._previous = {number: signal.signal(number, self._note) for number in signals}
     return self
 
   def __exit__(self, *exc):
-    if self._main:
-      signal.signal(signal.SIGTERM, self._previous)
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
 
   def _note(self, *_):
     self.received = True
+    self.__exit__()
