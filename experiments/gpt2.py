@@ -7,7 +7,8 @@ Hardware: 124M needs 1.5 GB for parameters and Adam's moments in float32; the la
 devices. Batch and schedule follow Brown et al. 2020 (arXiv 2005.14165, table 2.1): half a million tokens a step, cosine
 to a tenth. The published vocabulary is kept (50,257 rows, padded to 50,304), so a GPT-2 tokenizer.json fits; the one
 trained here has as many tokens.
-How long it takes and what it reaches has not been measured; `--config.train.num_steps=20` is a first trial.
+How long it takes and what it reaches has not been measured; a first trial:
+`--config.train.num_steps=20 --config.optim.warmup_steps=2`.
 """
 
 from lmjax.config import base_config

@@ -7,7 +7,8 @@ Hardware: 3.2-1B keeps 20 GB of parameters, gradients and Adam's moments in floa
 file turns on, divides that by the number of devices. Optimizer and schedule follow Touvron et al. 2023 (arXiv
 2307.09288, section 2.2): AdamW with betas 0.9 and 0.95, 2000 steps of warmup, cosine to a tenth, four million tokens a
 step.
-How long it takes and what it reaches has not been measured; `--config.train.num_steps=20` is a first trial.
+How long it takes and what it reaches has not been measured; a first trial:
+`--config.train.num_steps=20 --config.optim.warmup_steps=2`.
 """
 
 from lmjax.config import base_config

@@ -11,7 +11,7 @@ def get_config():
   config.data.update(tokenizer="bpe", tokenizer_vocab_size=4096, seq_len=256)
   config.optim.update(name="muon", learning_rate=1.5e-2, schedule="linear", warmup_steps=20,
                       final_learning_rate_ratio=0.02, weight_decay=0.05)
-  config.train.update(num_steps=850, batch_size=8)
+  config.train.update(num_steps=700, batch_size=8)
   config.eval.update(every_steps=250, num_batches=16)
   config.checkpoint.update(every_steps=250)
   return config

@@ -56,6 +56,7 @@ class Checkpointer:
     Raises:
       UserError: if the folder cannot be written.
     """
+    self.workdir = epath.Path(workdir)
     self._directory = _checkpoints_folder(workdir)
     self._config = config
     # Trained weights shrink by a tenth at most, and compressing them takes longer than writing them.

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -90,7 +91,7 @@ class ModelConfig:
   attention_impl: str = setting("auto", "Attention kernel; auto chooses by platform.",
                                 choices=("auto", "xla", "chunked", "cudnn"))
   dtype: str = setting("auto", "Compute type; auto is bfloat16 on accelerators and float32 on CPU.",
-                       choices=("auto", "float32", "bfloat16", "float16"))
+                       choices=("auto", "float32", "bfloat16"))
   param_dtype: str = setting("float32", "Type the parameters are kept in.", choices=("float32", "bfloat16"))
   remat_policy: str = setting("none", "What the backward pass recomputes.",
                               choices=("none", "full", "dots", "dots_no_batch"))
@@ -191,7 +192,8 @@ class EvalConfig:
   every_steps: int | None = setting(None, "How often in the loop; unset means at the end only.", unit="steps", low=1)
   every_tokens: float | None = setting(None, "How often in the loop.", unit="tokens", above=0)
   every_epochs: float | None = setting(None, "How often in the loop.", unit="epochs", above=0)
-  batch_size: int | None = setting(None, "None means train.batch_size.", unit="sequences", low=1)
+  batch_size: int | None = setting(
+      None, "Sequences at a time; None means those of a microbatch of training.", unit="sequences", low=1)
   num_batches: int | None = setting(16, "Batches of each evaluation in the loop; None means all.", low=1)
   final_num_batches: int | None = setting(None, "Batches of the evaluation after training; None means all.", low=1)
   use_ema: bool = setting(True, "Whether to evaluate the averaged weights where train.ema_decay keeps them.")
@@ -293,6 +295,28 @@ def from_config_dict(config: Mapping[str, Any] | ml_collections.ConfigDict) -> C
   return result
 
 
+# What decides which examples a step sees: a run that goes on keeps these.
+_FIXED = ("seed", "train.batch_size", "data.source", "data.weights", "data.text_field", "data.validation_fraction",
+          "data.tokenizer", "data.tokenizer_vocab_size", "data.seq_len", "data.packing", "data.document_mask",
+          "data.shuffle", "objective.name")
+
+
+def check_resume(saved: Mapping[str, Any], config: Config, workdir: Any) -> None:
+  """Raises a UserError where a run would go on with other data or another order of it.
+
+  Args:
+    saved: the config in the checkpoint, as `dataclasses.asdict` made it.
+    config: of the run that goes on.
+    workdir: for the message.
+  """
+  before, now = from_config_dict(saved), config
+  for name in _FIXED:
+    old, new = (operator.attrgetter(name)(c) for c in (before, now))
+    if old != new:
+      raise UserError(f"The run in {workdir} has config.{name} = {old!r}, but now it is {new!r}; to go on keep "
+                      f"{old!r}, to start another run give another --workdir.")
+
+
 def to_json(config: Config) -> str:
   """Returns the config as JSON, the text of a run's config.json."""
   return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
@@ -333,8 +357,15 @@ def resolve_model(config: Config, vocab_size: int) -> Config:
       head_dim=model.head_dim or model.embed_dim // model.num_heads,
       mlp_dim=model.mlp_dim or 4 * model.embed_dim,
       vocab_size=model.vocab_size or -(-vocab_size // 128) * 128,
-      max_positions=model.max_positions or config.data.seq_len)
+      max_positions=model.max_positions or config.data.seq_len,
+      # Sophia differentiates forwards through the gradient, which the fused kernels cannot.
+      attention_impl="chunked" if config.optim.name == "sophia" else model.attention_impl)
   return dataclasses.replace(config, model=model)
+
+
+def eval_batch_size(config: Config) -> int:
+  """Returns the sequences that an evaluation takes at a time: as many as a microbatch of training unless it is set."""
+  return config.eval.batch_size or config.train.batch_size // config.train.grad_accum_steps
 
 
 def resolve_durations(config: Config, tokens_per_epoch: int) -> Config:
@@ -359,6 +390,10 @@ def resolve_durations(config: Config, tokens_per_epoch: int) -> Config:
         settings, **{f"{stem}_steps": steps, f"{stem}_tokens": None, f"{stem}_epochs": None})
   result = dataclasses.replace(config, **groups)
   num_steps, warmup, decay = result.train.num_steps, result.optim.warmup_steps or 0, result.optim.decay_steps or 0
+  every, kept = result.checkpoint.every_steps, result.checkpoint.keep_every_steps
+  if kept and (not every or kept % every):
+    raise UserError(f"config.checkpoint.keep_every_steps is {kept}, but checkpoints are made every {every} steps "
+                    "(config.checkpoint.every_steps), so that none would be kept; make it a multiple of that.")
   if warmup + decay > num_steps:
     raise UserError(f"config.optim warms up for {warmup} steps and decays for {decay}, but the run has only "
                     f"{num_steps} (config.train.num_steps); shorten them or lengthen the run.")
@@ -491,6 +526,13 @@ def _check_model(model: ModelConfig, seq_len: int) -> None:
 
 
 def _check_optim(optim: OptimConfig) -> None:
+  if optim.name == "schedule_free" and optim.schedule != "constant":
+    raise UserError("config.optim.name is schedule_free, which averages in place of a schedule, but "
+                    f"config.optim.schedule is {optim.schedule}; set it to constant.")
+  decay = [unit for unit in _UNITS if getattr(optim, f"decay_{unit}") is not None]
+  if decay and optim.schedule != "wsd":
+    raise UserError(f"config.optim.decay_{decay[0]} is for the wsd schedule, but config.optim.schedule is "
+                    f"{optim.schedule}; set it to wsd, or leave the decay out.")
   if optim.name == "schedule_free" and optim.beta1 == 0:
     raise UserError("config.optim.beta1 is 0, but schedule_free interpolates by it; set it above 0, such as 0.9.")
   for name in ("learning_rate_policy", "weight_decay_policy"):

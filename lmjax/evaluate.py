@@ -38,14 +38,14 @@ class Evaluator:
   def _over(self, params: Any, token_set: Any, num_batches: int | None) -> dict[str, np.ndarray]:
     from lmjax.data import pipeline  # Imports grain, which training on other batches does without.
     config = self._config
-    index, count = partitioning.process_share(self._mesh)
-    rows = pipeline.eval_batches(
-        token_set, config, batch_size=config.eval.batch_size or config.train.batch_size, num_batches=num_batches,
-        make_example=self._objective.make_example, process_index=index, process_count=count)
+    size = config_lib.eval_batch_size(config)
+    batches = pipeline.eval_batches(
+        token_set, config, batch_size=size, num_batches=num_batches, make_example=self._objective.make_example,
+        rows=partitioning.process_rows(self._mesh, size))
     total = None
     with partitioning.use_mesh(self._mesh):
-      for batch in rows:
-        sums = self._sums(params, partitioning.global_batch(self._mesh, batch))
+      for batch in batches:
+        sums = self._sums(params, partitioning.global_batch(self._mesh, batch, size))
         # Over a large set, float32 would lose digits.
         sums = {k: np.float64(v) for k, v in jax.device_get(sums).items()}
         total = sums if total is None else {k: total[k] + v for k, v in sums.items()}
@@ -77,6 +77,7 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
     mesh = partitioning.make_mesh(config.mesh)
   except UserError:  # It was trained on other hardware; what is here will do.
     mesh = partitioning.make_mesh(MeshConfig(data=1, fsdp=-1))
+  partitioning.check_divisible(config, mesh)
   model = make_model(config.model)
   boxed = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),

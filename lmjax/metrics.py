@@ -11,7 +11,7 @@ import importlib.metadata
 import math
 import platform
 import time
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,6 +19,8 @@ import numpy as np
 
 import lmjax
 from lmjax.config import ModelConfig
+
+_DIGEST_BYTES = 2 ** 28
 
 # Dense peak of one JAX device in FLOP/s at bfloat16, by `device_kind`, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -101,12 +103,20 @@ def digest(params: Any) -> str:
   """Returns the SHA-256 of parameters: of every path, type, shape and value, whatever their sharding."""
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-      leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    array = np.asarray(leaf)
-    sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-    sha.update(np.ascontiguousarray(array).tobytes())
+    sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
+    for block in _blocks(leaf):
+      sha.update(np.ascontiguousarray(block).tobytes())
   return sha.hexdigest()
+
+
+def _blocks(leaf: Any) -> Iterator[np.ndarray]:
+  """Yields an array piece by piece on the host, so that no device and no host ever holds a large one whole."""
+  if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or not leaf.shape:
+    yield np.asarray(leaf)
+    return
+  rows = max(1, _DIGEST_BYTES * leaf.shape[0] // leaf.nbytes)
+  for start in range(0, leaf.shape[0], rows):
+    yield multihost_utils.process_allgather(leaf[start:start + rows], tiled=True)
 
 
 def versions() -> dict[str, str]:

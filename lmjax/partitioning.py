@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from lmjax.config import Config, MeshConfig, UserError
+from lmjax.config import Config, MeshConfig, UserError, eval_batch_size
 
 # From the slowest network to the fastest: neighbours on the last axes talk most.
 MESH_AXES = ("replica", "data", "fsdp", "stage", "expert", "context", "tensor")
@@ -183,29 +183,43 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def process_share(mesh: Mesh) -> tuple[int, int]:
-  """Returns (i, n): this process reads the i-th of n equal, contiguous parts of every batch.
+def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
+  """Returns the rows of a batch that this process reads: those that its devices hold.
 
-  Processes that split a model between them and not the batch read the same part.
+  They need not be neighbours: on a torus the devices of a host are not, in the order that suits the network. Processes
+  that split a model between them, and not the batch, read the same rows.
   """
-  ways = math.prod(mesh.shape[axis] for axis in _BATCH)
-  held = batch_sharding(mesh).addressable_devices_indices_map((ways,)).values()
-  rows = sorted({row for index in held for row in range(ways)[index[0]]})
-  assert rows == list(range(rows[0], rows[0] + len(rows))), "A mesh gives each process neighbouring rows."
-  return rows[0] // len(rows), ways // len(rows)
+  held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return sorted({row for index in held for row in range(batch_size)[index[0]]})
 
 
-def global_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def global_batch(mesh: Mesh, rows: dict[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
   """Makes global arrays of the rows that each process has read.
 
   Args:
     mesh: the mesh.
-    rows: this process's part of the batch by `process_share`, arrays [B / n, ...].
+    rows: arrays [rows, ...], the rows that `process_rows` names, in its order.
+    batch_size: B, of the whole batch.
+
+  Returns:
+    Arrays [B, ...] split over their first axis.
   """
   sharding = batch_sharding(mesh)
   if jax.process_count() == 1:
     return jax.device_put(rows, sharding)
-  return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in rows.items()}
+  at = {row: place for place, row in enumerate(process_rows(mesh, batch_size))}
+
+  def assemble(x):
+    part = lambda index: x[[at[row] for row in range(batch_size)[index[0]]]]
+    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
+
+  return {key: assemble(value) for key, value in rows.items()}
+
+
+def batch_ways() -> int:
+  """Returns into how many parts the mesh in use splits a batch."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _BATCH)
 
 
 def check_divisible(config: Config, mesh: Mesh) -> None:
@@ -224,3 +238,7 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
         f"config.train.batch_size = {train.batch_size} in {train.grad_accum_steps} microbatch(es) makes {microbatch} "
         f"sequences at a time, which do not split over the {ways} devices of mesh axes replica * data * fsdp; "
         f"make batch_size a multiple of {ways * train.grad_accum_steps}.")
+  if eval_batch_size(config) % ways:
+    raise UserError(
+        f"An evaluation takes {eval_batch_size(config)} sequences at a time (config.eval.batch_size), which do not "
+        f"split over the {ways} devices of mesh axes replica * data * fsdp; make it a multiple of {ways}.")

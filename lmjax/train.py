@@ -88,15 +88,14 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   """
   partitioning.check_divisible(config, mesh)
   model = make_model(config.model, mesh.devices.flat[0].platform)
-  key = jax.random.key(0)
-  boxed = jax.eval_shape(functools.partial(init_params, model), key)
+  boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
   optimizer = make_optimizer(config.optim, partitioning.logical_axes(boxed))
   averages = config.optim.name == "schedule_free"
 
   def start(params: Any) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if config.train.ema_decay or averages else None,
+        ema=jax.tree.map(lambda p: p.astype(jnp.float32), params) if config.train.ema_decay or averages else None,
         spike=jnp.zeros(3, jnp.float32) if config.train.on_spike != "ignore" else None)
 
   shapes = jax.eval_shape(start, nn.unbox(boxed))
@@ -149,8 +148,10 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
   params, opt_state = setup.optimizer.update(grads, state.opt_state, state.params, hparams, mean_loss)
   keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
   params, opt_state = keep((params, opt_state), (state.params, state.opt_state))
-  ema, decay = state.ema, cfg.train.ema_decay
+  ema = state.ema
   if ema is not None:
+    # The average of few steps weighs them evenly, and so forgets the initial parameters.
+    decay = jnp.minimum(cfg.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, setup.optimizer.eval_params(opt_state, params))
   return (TrainState(state.step + 1, params, opt_state, ema, spike),
           {**out, **flags, "grad_norm": grad_norm, "applied": ok.astype(jnp.float32)})
@@ -230,7 +231,10 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
       logging.info("%s is already finished.", workdir)
       return finished
     _announce(setup, data, workdir)
+    if first_step:
+      _check_tokenizer(workdir, data.tokenizer)
     if jax.process_index() == 0:
+      (workdir / "result.json").unlink(missing_ok=True)  # Of a part of the run that ended before.
       (workdir / "config.json").write_text(config_lib.to_json(config))
       data.tokenizer.save(workdir / "tokenizer.json")
     with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
@@ -277,11 +281,11 @@ class _Loop:
 
   def _batches(self, first: int) -> Iterator[dict[str, jax.Array]]:
     from lmjax.data import pipeline
-    index, count = partitioning.process_share(self.setup.mesh)
-    rows = pipeline.train_batches(
+    mesh, size = self.setup.mesh, self.config.train.batch_size
+    batches = pipeline.train_batches(
         self.data, self.config, start_step=first, make_example=self.setup.objective.make_example,
-        process_index=index, process_count=count)
-    return (partitioning.global_batch(self.setup.mesh, batch) for batch in rows)
+        rows=partitioning.process_rows(mesh, size))
+    return (partitioning.global_batch(mesh, batch, size) for batch in batches)
 
   def _hparams(self, step: int) -> dict[str, np.ndarray]:
     optim = self.config.optim
@@ -343,26 +347,27 @@ class _Loop:
 
   def _finish(self, state: TrainState) -> dict[str, Any]:
     step = self.config.train.num_steps
-    self._save(step, state)  # Before an evaluation that may be long; a restart from here does that again.
+    self._save(step, state)
+    self.checkpointer.wait()  # The evaluation may be long; a restart from here does only that again.
     params = eval_params(self.setup, state)
     values = dict(self.evaluator(params, self.config.eval.final_num_batches))
     self.tracker.write(step, values)
     self._sample(step, params)
-    self.checkpointer.wait()
-    first_set = next(iter(self.data.eval_sets))
-    return self._result("finished", step, eval_loss=values[f"{first_set}/loss"],
-                        bits_per_byte=values[f"{first_set}/bits_per_byte"],
+    first = next(iter(self.data.eval_sets), None)
+    return self._result("finished", step, eval_loss=values.get(f"{first}/loss"),
+                        bits_per_byte=values.get(f"{first}/bits_per_byte"),
                         params_sha256=metrics.digest(state.params))
 
   def _sample(self, step: int, params: Any) -> None:
     train, tokenizer = self.config.train, self.data.tokenizer
-    if not train.sample_length or jax.process_count() > 1:
-      return
-    from lmjax.generation import generate
     prompt = tokenizer.encode(train.sample_prompt) or [tokenizer.eos_id]
     model = self.setup.config.model
     room = model.max_positions - len(prompt) if model.position == "learned" else train.sample_length
-    tokens = generate(self.setup.model, params, [prompt], max_new_tokens=max(1, min(train.sample_length, room)),
+    length = min(train.sample_length, room)
+    if length < 1 or jax.process_count() > 1:
+      return
+    from lmjax.generation import generate
+    tokens = generate(self.setup.model, params, [prompt], max_new_tokens=length,
                       temperature=0.8, top_p=0.95, seed=self.config.seed, eos_id=tokenizer.eos_id,
                       vocab_size=tokenizer.size)
     self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
@@ -411,6 +416,7 @@ def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[T
   resumed = checkpointer.restore(setup.state_shapes)
   if resumed:
     state, meta = resumed
+    config_lib.check_resume(meta["config"], setup.config, checkpointer.workdir)
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
     return state, meta["train_loss"]
   cfg = setup.config.checkpoint
@@ -422,6 +428,15 @@ def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[T
   else:
     return init_state(setup), None
   return jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)(params), None
+
+
+def _check_tokenizer(workdir: epath.Path, tokenizer: Any) -> None:
+  """Raises a UserError where a tokenizer that was trained anew on changed text is not the one the model knows."""
+  from lmjax.data.tokenizer import Tokenizer
+  saved = workdir / "tokenizer.json"
+  if saved.exists() and Tokenizer.from_file(saved).fingerprint != tokenizer.fingerprint:
+    raise UserError(f"The text has changed since {workdir} was begun, and with it the tokenizer; to go on with the one "
+                    f"of that run set config.data.tokenizer={saved} in a new --workdir, with checkpoint.restore_from.")
 
 
 def _finished_result(workdir: epath.Path) -> dict[str, Any] | None:

@@ -44,7 +44,9 @@ def test_every_setting_says_what_it_means():
     (dict(model=dict(max_positions=64)), "seq_len is 256, more than the 64 learned positions"),
     (dict(optim=dict(learning_rate=-1.0)), "learning_rate is -1.0, but it must be at least 0"),
     (dict(optim=dict(learning_rate=float("nan"))), "learning_rate is nan, but it must be a finite number"),
-    (dict(optim=dict(name="schedule_free", beta1=0.0)), "beta1 is 0, but schedule_free"),
+    (dict(optim=dict(name="schedule_free", schedule="constant", beta1=0.0)), "beta1 is 0, but schedule_free"),
+    (dict(optim=dict(name="schedule_free")), "config.optim.schedule is cosine; set it to constant"),
+    (dict(optim=dict(decay_steps=5)), "config.optim.decay_steps is for the wsd schedule"),
     (dict(optim=dict(weight_decay_policy=(("(", 0.0),))), "weight_decay_policy has the entry"),
     (dict(optim=dict(learning_rate_policy=("mlp",))), "learning_rate_policy has the entry 'mlp', which is not a"),
     (dict(train=dict(batch_size=10, grad_accum_steps=3)), "batch_size is 10, which config.train.grad_accum_steps = 3"),
@@ -87,8 +89,15 @@ def test_durations_become_steps(train, steps):
 
 
 def test_warmup_and_decay_must_fit_the_run():
-  config = make(optim=dict(warmup_steps=80, decay_steps=30))
+  config = make(optim=dict(schedule="wsd", warmup_steps=80, decay_steps=30))
   with pytest.raises(UserError, match="warms up for 80 steps and decays for 30, but the run has only 100"):
+    config_lib.resolve_durations(config, 1)
+
+
+@pytest.mark.parametrize("every", [None, 40])
+def test_checkpoints_to_keep_must_be_among_those_made(every):
+  config = make(checkpoint=dict(every_steps=every, keep_every_steps=100))
+  with pytest.raises(UserError, match="keep_every_steps is 100, but checkpoints are made every"):
     config_lib.resolve_durations(config, 1)
 
 
@@ -135,3 +144,12 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
   assert config_lib.cache_dir() == pathlib.Path("/xdg/lmjax")
   monkeypatch.setenv("LMJAX_CACHE_DIR", "/own")
   assert config_lib.cache_dir() == pathlib.Path("/own")
+
+
+def test_a_run_that_goes_on_keeps_its_data_and_may_change_the_rest():
+  saved = dataclasses.asdict(make())
+  config_lib.check_resume(saved, make(optim=dict(learning_rate=1.0), train=dict(num_steps=500)), "w")
+  with pytest.raises(UserError, match="The run in w has config.train.batch_size = 16, but now it is 8"):
+    config_lib.check_resume(saved, make(train=dict(batch_size=8)), "w")
+  with pytest.raises(UserError, match="config.seed = 0, but now it is 1"):
+    config_lib.check_resume(saved, dataclasses.replace(make(), seed=1), "w")

@@ -64,8 +64,28 @@ def test_parameters_and_optimizer_are_split_alike():
 
 def test_a_batch_is_split_over_replica_data_and_fsdp():
   mesh = partitioning.make_mesh(MeshConfig(replica=2, data=2, fsdp=2))
-  batch = partitioning.global_batch(mesh, {"inputs": np.arange(16).reshape(8, 2)})
+  batch = partitioning.global_batch(mesh, {"inputs": np.arange(16).reshape(8, 2)}, 8)
   assert {shard.data.shape for shard in batch["inputs"].addressable_shards} == {(1, 2)}
+
+
+def test_a_process_reads_the_rows_that_its_devices_hold(monkeypatch):
+  # Two hosts of four devices, interleaved as a torus interleaves them; this process is the first.
+  order = [0, 4, 5, 1, 2, 6, 7, 3]
+  monkeypatch.setattr(partitioning, "_topology_order", lambda shape, devices: np.array(devices).reshape(shape))
+  mesh = partitioning.make_mesh(MeshConfig(), [jax.devices()[i] for i in order])
+  monkeypatch.setattr(
+      jax.sharding.NamedSharding, "addressable_devices_indices_map",
+      lambda self, shape: {d: i for d, i in self.devices_indices_map(shape).items() if d.id < 4})
+  assert partitioning.process_rows(mesh, 16) == [0, 1, 6, 7, 8, 9, 14, 15]
+
+
+def test_the_devices_of_several_processes_get_their_own_rows(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)  # Takes the way through `process_rows` with all devices here.
+  mesh = partitioning.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  rows = np.arange(16).reshape(8, 2)
+  batch = partitioning.global_batch(mesh, {"inputs": rows}, 8)["inputs"]
+  np.testing.assert_array_equal(batch, rows)
+  assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 2)}
 
 
 def test_a_name_without_a_rule_is_an_error():

@@ -61,7 +61,7 @@ class Stepper:
 
   def __call__(self, batch):
     with partitioning.use_mesh(self.setup.mesh):
-      args = self.state, partitioning.global_batch(self.setup.mesh, batch), hparams()
+      args = self.state, partitioning.global_batch(self.setup.mesh, batch, len(batch["inputs"])), hparams()
       if not self._step:
         # Half the time that compiling takes goes into machine code that is fast, which 20 steps do not need.
         options = {"xla_backend_optimization_level": 0}

@@ -44,7 +44,7 @@ class Batches(grain.MapDataset):
   """Element k is the part of batch k that one process reads, as a dict of stacked arrays."""
 
   def __init__(self, order: grain.MapDataset, read_row: Callable[[int, int], dict[str, np.ndarray]], batch_size: int,
-               rows: range):
+               rows: Sequence[int]):
     """Args:
       order: numbers of examples.
       read_row: makes a row from an example's number and its place in the order.

@@ -96,8 +96,8 @@ def open_data(config: Config) -> Data:
   return Data(prepare.tokenizer, train, sets)
 
 
-def train_batches(data: Data, config: Config, *, start_step: int, make_example: MakeExample, process_index: int = 0,
-                  process_count: int = 1) -> Iterator[Example]:
+def train_batches(data: Data, config: Config, *, start_step: int, make_example: MakeExample,
+                  rows: Sequence[int] | None = None) -> Iterator[Example]:
   """Yields the batches of training without end.
 
   Batch k is a function of (config.seed, k) and the data alone: not of where reading began, of the number of processes,
@@ -106,11 +106,10 @@ def train_batches(data: Data, config: Config, *, start_step: int, make_example: 
   Args:
     start_step: number of the first batch, from 0.
     make_example: the objective's host function. With `data.num_workers` it must be importable by name.
-    process_index: this process reads the rows [p * B / P, (p + 1) * B / P) of each batch.
-    process_count: P, which must divide `train.batch_size`, B.
+    rows: which rows of each batch to read, where processes share it; None means all.
 
   Returns:
-    An iterator over dicts of arrays [B / P, T]: inputs, targets (int32), weights (float32), and positions and
+    An iterator over dicts of arrays [rows, T]: inputs, targets (int32), weights (float32), and positions and
     segment_ids (int32) where attention is kept within documents, for an objective that leaves examples as they are.
   """
   import grain
@@ -120,7 +119,7 @@ def train_batches(data: Data, config: Config, *, start_step: int, make_example: 
   sizes = [len(part) for part in data.train.parts]
   order = mixing.training_order(sizes, config.data.weights or sizes, config.seed, config.data.shuffle)
   read_row = functools.partial(_read_row, data.train, make_example, config.seed)
-  batches = mixing.Batches(order, read_row, batch_size, _rows(batch_size, process_index, process_count))
+  batches = mixing.Batches(order, read_row, batch_size, range(batch_size) if rows is None else rows)
   workers, prefetch = config.data.num_workers, config.data.prefetch
   # One thread: reading is mostly Python, and holds the interpreter's lock.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
@@ -144,7 +143,7 @@ def train_batches(data: Data, config: Config, *, start_step: int, make_example: 
 
 
 def eval_batches(token_set: TokenSet, config: Config, *, batch_size: int, num_batches: int | None = None,
-                 make_example: MakeExample, process_index: int = 0, process_count: int = 1) -> Iterator[Example]:
+                 make_example: MakeExample, rows: Sequence[int] | None = None) -> Iterator[Example]:
   """Yields the batches of an evaluation: each example once, in order, or some that are spread evenly.
 
   The last batch is filled up with rows of zeros, whose weights count nothing, so that every batch has the same shape
@@ -154,14 +153,13 @@ def eval_batches(token_set: TokenSet, config: Config, *, batch_size: int, num_ba
     batch_size: of the whole batch, over all processes.
     num_batches: at most so many; None means all.
     make_example: as for `train_batches`; its key is (config.seed, number of the example).
-    process_index: as for `train_batches`.
-    process_count: as for `train_batches`.
+    rows: as for `train_batches`.
   """
   total = token_set.num_examples
   count = min(total, num_batches * batch_size) if num_batches else total
-  rows = _rows(batch_size, process_index, process_count)
+  rows = range(batch_size) if rows is None else rows
   for first in range(0, count, batch_size):
-    examples = [i * total // count for i in range(first + rows.start, min(first + rows.stop, count))]
+    examples = [(first + row) * total // count for row in rows if first + row < count]
     # A process whose rows are all padding still needs one example, for the shape.
     made = [_read_row(token_set, make_example, config.seed, i, i) for i in examples or [0]]
     padding = [{key: np.zeros_like(value) for key, value in made[0].items()}] * (len(rows) - len(examples))
@@ -233,11 +231,3 @@ def _eval_sets(entry: str, config: DataConfig, sources: Sequence[Source], train:
 
 def _read_row(token_set: TokenSet, make_example: MakeExample, seed: int, example: int, place: int) -> Example:
   return make_example(token_set[example], (seed, place))
-
-
-def _rows(batch_size: int, process_index: int, process_count: int) -> range:
-  if batch_size % process_count:
-    raise UserError(f"A batch of {batch_size} sequences cannot be divided among {process_count} processes; make the "
-                    f"batch size a multiple of {process_count}.")
-  size = batch_size // process_count
-  return range(process_index * size, (process_index + 1) * size)

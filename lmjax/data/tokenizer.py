@@ -5,6 +5,7 @@ import os
 import pathlib
 from typing import Any, Iterable, Sequence
 
+from etils import epath
 import numpy as np
 
 from lmjax.config import UserError
@@ -58,13 +59,13 @@ class Tokenizer:
       UserError: where there is none, or it cannot be read.
     """
     import tokenizers
-    path = pathlib.Path(path).expanduser()
+    path = epath.Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+    if not file.exists():
       raise UserError(f"There is no tokenizer file {file} (config.data.tokenizer); give bytes, bpe or the path of a "
                       "tokenizer.json.")
     try:
-      backend = tokenizers.Tokenizer.from_file(str(file))
+      backend = tokenizers.Tokenizer.from_str(file.read_text())
     except Exception as e:  # The Rust side raises plain Exception.
       reason = (str(e).splitlines() or ["unknown"])[0]
       raise UserError(f"{file} is not a tokenizer file of the tokenizers library ({reason}); give a tokenizer.json as "
@@ -76,10 +77,10 @@ class Tokenizer:
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes a tokenizer.json; either all of it appears or nothing."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-    os.replace(temporary, path)
+    path = epath.Path(path)
+    temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
+    temporary.write_text(self._backend.to_str(pretty=True))
+    temporary.replace(path)
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text."""

@@ -181,7 +181,8 @@ def dot_product_attention(
 
 def _choose(q: jax.Array, spec: AttentionSpec, positions: Any, segment_ids: Any) -> str:
   plain = spec.softcap is None and not spec.alibi and positions is None and segment_ids is None
-  if platform() == "gpu" and plain and q.dtype != jnp.float32 and q.shape[-1] % 8 == 0:
+  # 128 is what the fused kernels take on every card that has them.
+  if platform() == "gpu" and plain and q.dtype != jnp.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
     return "cudnn"
   return "chunked"
 

@@ -106,12 +106,13 @@ class Embed(nn.Module):
     cfg = self.cfg
     dtype = jnp.dtype(cfg.dtype)
     # Rows are looked up whole: a table split over its width as well would make the lookup's result change hands twice.
-    x_BTD = constrain(self.embedding.astype(dtype), "vocab", "act_embed")[tokens_BT]
+    # They are cast after it, so that the gradients of a frequent token add up in the parameters' own type.
+    x_BTD = constrain(self.embedding, "vocab", "act_embed")[tokens_BT].astype(dtype)
     if cfg.scale_embeddings:
       x_BTD = x_BTD * jnp.asarray(cfg.embed_dim ** 0.5, dtype)
     if cfg.position == "learned":
-      table = constrain(self.position.astype(dtype), "position", "act_embed")
-      x_BTD = x_BTD + (table[:tokens_BT.shape[1]] if positions_BT is None else table[positions_BT])
+      table = constrain(self.position, "position", "act_embed")
+      x_BTD = x_BTD + (table[:tokens_BT.shape[1]] if positions_BT is None else table[positions_BT]).astype(dtype)
     if cfg.position == "sinusoidal":
       positions = jnp.arange(tokens_BT.shape[1]) if positions_BT is None else positions_BT
       x_BTD = x_BTD + sinusoids(positions, cfg.embed_dim).astype(dtype)

@@ -3,7 +3,7 @@
 Logits of all positions never exist together. The backward pass costs no second projection: a chunk's gradients are
 taken while its logits are at hand, so that forward and backward make three matrix products in all.
 
-Shapes: B batch, T length, C positions of a chunk, D model width, V vocabulary.
+Shapes: B batch, T length, C positions of a chunk, D model width, V vocabulary, G parts of the batch on the mesh.
 """
 
 import functools
@@ -12,9 +12,9 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from lmjax.partitioning import constrain, platform
+from lmjax.partitioning import batch_ways, constrain, platform
 
-# Elements of a chunk's logits, over all devices, that the automatic choice aims for. On a CPU they stay in its cache.
+# Elements of a chunk's logits on a device that the automatic choice aims for. On a CPU they stay in its cache.
 _CHUNK_ELEMENTS = {"cpu": 2 ** 19, "gpu": 2 ** 27, "tpu": 2 ** 27}
 
 
@@ -59,7 +59,7 @@ def _sums(x, w, targets, weights, options):
 
 def _sums_fwd(x, w, targets, weights, options):
   sums, dx, dw = _over_chunks(x, w, targets, weights, options, with_grads=True)
-  return sums, (dx, dw.T.astype(w.dtype))
+  return sums, (dx, constrain(jnp.sum(dw, 0).T, "vocab", "embed").astype(w.dtype))
 
 
 def _sums_bwd(options, residuals, cotangents):
@@ -72,7 +72,11 @@ _sums.defvjp(_sums_fwd, _sums_bwd)
 
 
 def _over_chunks(x, w, targets, weights, options, with_grads):
-  """Returns the sums, and with_grads their gradients dx_BTD and dw_DV (float32), else None for both."""
+  """Returns the sums, and with_grads their gradients dx_BTD and dw_GDV, else None for both.
+
+  dw is float32 and kept apart for each of the G parts that the mesh splits the batch into, so that the devices add
+  theirs up once and not for every chunk.
+  """
   B, T, D = x.shape
   size = _chunk_size(B, T, w.shape[0], options.chunk)
   w_cast = w.astype(x.dtype)
@@ -88,14 +92,14 @@ def _over_chunks(x, w, targets, weights, options, with_grads):
     return carry, dx
 
   zero = jnp.zeros((), jnp.float32)
-  start = ((zero, (zero, zero, zero)), jnp.zeros(w.shape[::-1], jnp.float32) if with_grads else None)
+  start = ((zero, (zero, zero, zero)), _zero_dw(w) if with_grads else None)
   (sums, dw), dx = jax.lax.scan(body, start, (split(x), split(targets), split(weights)))
   return sums, (dx.swapaxes(0, 1).reshape(x.shape) if with_grads else None), dw
 
 
 def _chunk_size(batch: int, length: int, vocab: int, asked: int | None) -> int:
   """Returns the largest divisor of the length that is at most what was asked for, or that keeps the logits small."""
-  limit = asked or max(1, _CHUNK_ELEMENTS[platform()] // (batch * vocab))
+  limit = asked or max(1, _CHUNK_ELEMENTS[platform()] * batch_ways() // (batch * vocab))
   return next(size for size in range(min(limit, length), 0, -1) if length % size == 0)
 
 
@@ -130,5 +134,11 @@ def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, options, with_grads):
     d_logits = d_logits * (1.0 - jnp.square(logits / options.softcap))
   d_logits = d_logits.astype(x_BCD.dtype)
   dx = jnp.einsum("BCV,VD->BCD", d_logits, w_VD)
-  dw = jnp.einsum("BCD,BCV->DV", x_BCD, d_logits, preferred_element_type=jnp.float32)
-  return sums, dx, dw
+  parts = lambda a: a.reshape(batch_ways(), -1, *a.shape[1:])
+  dw = jnp.einsum("GBCD,GBCV->GDV", parts(x_BCD), parts(d_logits), preferred_element_type=jnp.float32)
+  return sums, dx, constrain(dw, "batch", None, "act_vocab")
+
+
+def _zero_dw(w_VD: jax.Array) -> jax.Array:
+  zeros = jnp.zeros((batch_ways(), *w_VD.shape[::-1]), jnp.float32)
+  return constrain(zeros, "batch", None, "act_vocab")

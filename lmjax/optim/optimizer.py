@@ -118,7 +118,7 @@ def _is_names(x: Any) -> bool:
 
 def _adafactor(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
   # Shazeer and Stern 2018, arXiv 1804.04235: factored second moments, updates clipped to unit RMS, steps relative to
-  # the parameter's own RMS.
+  # the parameter's RMS; the layers of a stacked parameter share these.
   return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
 
 
@@ -135,8 +135,9 @@ def _muon(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
     return contrib.MuonDimensionNumbers(reduced, kept)
 
   # A learning rate of -1 undoes optax's sign, so that what comes out is a direction to go against.
-  return contrib.muon(-1.0, beta=cfg.momentum, adam_b1=cfg.beta1, adam_b2=cfg.beta2, consistent_rms=0.2,
-                      muon_weight_dimension_numbers=jax.tree.map(dimensions, axes, is_leaf=_is_names))
+  dims = jax.tree.map(dimensions, axes, is_leaf=_is_names)
+  return contrib.muon(-1.0, beta=cfg.momentum, adam_b1=cfg.beta1, adam_b2=cfg.beta2, eps=cfg.eps, consistent_rms=0.2,
+                      muon_weight_dimension_numbers=dims)
 
 
 # Each returns the direction to go against, before learning rate and decay.

@@ -122,3 +122,14 @@ def test_residual_projections_start_smaller():
   assert float(jnp.std(params["layers"]["mlp"]["up"]["kernel"])) == pytest.approx(0.2, rel=0.05)
 
 
+
+
+def test_gradients_of_a_frequent_token_add_up_in_float32():
+  """In bfloat16 a sum of thousands of ones would stand still at 256."""
+  model, params = make(dtype="bfloat16", position="none")
+  def total(table):
+    own = dict(params, embed=dict(params["embed"], embedding=table))
+    embed = lambda module: module.embed(jnp.zeros((8, 512), jnp.int32), None)
+    return model.apply({"params": own}, method=embed).astype(jnp.float32).sum()
+  grads = jax.grad(total)(params["embed"]["embedding"])
+  np.testing.assert_allclose(grads[0], 8 * 512.0)
