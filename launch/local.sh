@@ -23,7 +23,7 @@ for flag in "${defaults[@]}"; do
   if [[ -n "$flag" ]]; then flags+=("$flag"); fi
 done
 
-# Large pages for the memory that XLA works in: a quarter to a third more tokens a second on CPU (glibc 2.35 and newer).
+# Large pages for the memory that XLA works in: about a quarter more tokens a second on two CPU cores (glibc 2.35 and newer).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 # Paths in the flags are relative to where the user stands.
