@@ -68,6 +68,9 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
   """
   from lmjax.data import pipeline
   config = read_config(workdir)
+  tokenizer = epath.Path(workdir) / "tokenizer.json"
+  if tokenizer.exists():  # The one the model knows, whatever has become of the text it was trained on.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(tokenizer)))
   data = pipeline.open_data(config)
   for name in sets or ():
     if name not in data.eval_sets:
