@@ -395,8 +395,9 @@ def resolve_durations(config: Config, tokens_per_epoch: int) -> Config:
     raise UserError(f"config.checkpoint.keep_every_steps is {kept}, but checkpoints are made every {every} steps "
                     "(config.checkpoint.every_steps), so that none would be kept; make it a multiple of that.")
   if warmup + decay > num_steps:
-    raise UserError(f"config.optim warms up for {warmup} steps and decays for {decay}, but the run has only "
-                    f"{num_steps} (config.train.num_steps); shorten them or lengthen the run.")
+    decays = f" and decays for {decay}" if decay else ""
+    raise UserError(f"config.optim warms up for {warmup} steps{decays}, but the run has only {num_steps} "
+                    "(config.train.num_steps); set a shorter config.optim.warmup_steps or a longer run.")
   return result
 
 
