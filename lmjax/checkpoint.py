@@ -71,6 +71,7 @@ class Checkpointer:
         enable_async_checkpointing=True,  # A synchronous save is one that is waited for.
         cleanup_tmp_directories=True, lightweight_initialize=True, save_root_metadata=False)
     try:
+      _clear_unfinished(self._directory)
       self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
     except OSError as e:
       raise UserError(f"The folder {self._directory} cannot be written ({e.strerror or e}); "
@@ -374,6 +375,15 @@ def _newest_undamaged(directory: epath.Path, steps: list[int]) -> int:
   found = "; ".join(f"step {step}: {why}" for step, why in reasons)
   raise UserError(f"All checkpoints in {directory} are damaged ({found}); put back a copy, or move the folder away to "
                   "start afresh.")
+
+
+def _clear_unfinished(directory: epath.Path) -> None:
+  """Removes what an interrupted save left; Orbax overlooks it when the save had only just begun."""
+  if jax.process_index() or not directory.exists():
+    return
+  for path in directory.iterdir():
+    if ".orbax-checkpoint-tmp" in path.name:
+      path.rmtree(missing_ok=True)
 
 
 def _set_aside(directory: epath.Path, step: int) -> None:
