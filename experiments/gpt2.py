@@ -19,7 +19,7 @@ _LEARNING_RATES = {"124M": 6e-4, "355M": 3e-4, "774M": 2.5e-4, "1.5B": 2e-4}
 
 def get_config(size="124M"):
   config = base_config()
-  config.model.update(families.gpt2(size), vocab_size=50304, dropout=0.0, remat_policy="dots_no_batch")
+  config.model.update(families.gpt2(size), vocab_size=50304, dropout=0.0)
   config.data.update(tokenizer="bpe", tokenizer_vocab_size=50257, seq_len=1024)
   config.optim.update(learning_rate=_LEARNING_RATES[size], warmup_tokens=375e6)
   config.train.update(num_tokens=10e9, batch_size=512, grad_accum_steps=8)

@@ -1,9 +1,9 @@
-"""Every setting of an experiment, once: its name, type, default, unit, check and meaning.
+"""Every setting of an experiment, once: its name, type, default, unit, range and meaning.
 
 The dataclasses below are the only home of defaults. `base_config()` turns them into a locked
 `ml_collections.ConfigDict`, which an experiment file edits and command-line flags override; `from_config_dict` turns
-the result back into dataclasses, checking every range and combination on the way. Code below this file never sees a
-ConfigDict.
+the result back into dataclasses, checking every range and combination on the way (config_checks.py). Code below this
+file never sees a ConfigDict.
 
 A duration has three fields, `<name>_steps`, `<name>_tokens` and `<name>_epochs`, of which at most one is set;
 `Duration` fields are resolved by `resolve_durations`, so that the rest of the library sees steps only.
@@ -12,29 +12,18 @@ This file imports no jax, so that `lmjax --help` and the scaling tools stay fast
 """
 
 import dataclasses
-import difflib
 import json
-import math
-import operator
 import os
 import pathlib
-import re
-import types
 import typing
 from typing import Any, Mapping
 
 import ml_collections
 
+from lmjax.config_checks import DURATIONS, UNITS, UserError, check_combinations, checked, reject_unknown, split_optional
 
-class UserError(Exception):
-  """Something the user can mend. Its message is one sentence: what is wrong, where, and what would be right."""
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-  """Returns `; did you mean 'x'?` for the known name closest to `name`, or a list of what is known."""
-  known = sorted(known)
-  match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  return f"; did you mean {match[0]!r}?" if match else f"; known are: {', '.join(known)}."
+MAX_STEPS = 2**31 - 1  # The state counts in int32.
+_MAX_SIZE = 2**24  # Of anything in the model: beyond any machine, and within what indices and random bits can count.
 
 
 def setting(default: Any, help: str, *, unit: str = "", choices: tuple = (), low: float | None = None,
@@ -57,16 +46,20 @@ def setting(default: Any, help: str, *, unit: str = "", choices: tuple = (), low
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The architecture. Presets for the published families are in `lmjax/models/families.py`."""
-  num_layers: int = setting(4, "Transformer blocks.", low=1)
-  embed_dim: int = setting(128, "Width of the residual stream (D).", low=1)
-  num_heads: int = setting(4, "Query heads (N).", low=1)
-  num_kv_heads: int | None = setting(None, "Key and value heads (K); None means num_heads.", low=1)
-  head_dim: int | None = setting(None, "Width of a head (H); None means embed_dim // num_heads.", low=1)
-  mlp_dim: int | None = setting(None, "Hidden width of the MLP (F); None means 4 * embed_dim.", low=1)
+  num_layers: int = setting(4, "Transformer blocks.", low=1, high=_MAX_SIZE)
+  embed_dim: int = setting(128, "Width of the residual stream (D).", low=1, high=_MAX_SIZE)
+  num_heads: int = setting(4, "Query heads (N).", low=1, high=_MAX_SIZE)
+  num_kv_heads: int | None = setting(None, "Key and value heads (K); None means num_heads.", low=1,
+                                     high=_MAX_SIZE)
+  head_dim: int | None = setting(None, "Width of a head (H); None means embed_dim // num_heads.", low=1,
+                                 high=_MAX_SIZE)
+  mlp_dim: int | None = setting(None, "Hidden width of the MLP (F); None means 4 * embed_dim.", low=1, high=_MAX_SIZE)
   vocab_size: int | None = setting(
-      None, "Rows of the embedding (V); None means the tokenizer's size rounded up to a multiple of 128.", low=2)
+      None, "Rows of the embedding (V); None means the tokenizer's size rounded up to a multiple of 128.", low=2,
+      high=_MAX_SIZE)
   max_positions: int | None = setting(
-      None, "Positions a learned table holds; None means data.seq_len.", unit="tokens", low=1)
+      None, "Positions a learned table holds; None means data.seq_len.", unit="tokens", low=1,
+      high=_MAX_SIZE)
   block: str = setting("pre", "Where the norms stand in a block.", choices=("pre", "post", "parallel"))
   norm: str = setting("layernorm", "Normalisation.", choices=("layernorm", "rmsnorm"))
   norm_eps: float = setting(1e-5, "Added to the variance before its root.", above=0)
@@ -93,9 +86,10 @@ class ModelConfig:
   dtype: str = setting("auto", "Compute type; auto is bfloat16 on accelerators and float32 on CPU.",
                        choices=("auto", "float32", "bfloat16"))
   param_dtype: str = setting("float32", "Type the parameters are kept in.", choices=("float32", "bfloat16"))
-  remat_policy: str = setting("none", "What the backward pass recomputes.",
-                              choices=("none", "full", "dots", "dots_no_batch"))
-  scan_layers: bool = setting(True, "Loop over the layers (compile time does not grow) or unroll them (often faster).")
+  remat_policy: str = setting(
+      "products", "What the backward pass makes again: none of it (most memory), all but the results of matrix "
+      "products (cheap), or the full block (least memory, a third more work).", choices=("none", "products", "full"))
+  scan_layers: bool = setting(True, "Loop over the layers (compile time does not grow) or unroll them.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +105,7 @@ class DataConfig:
       0.05, "Share of the text held out, for a source that has no validation split.", low=0, high=0.5)
   tokenizer: str = setting("bpe", "bytes, bpe (trained on the training text), or the path of a tokenizer.json.")
   tokenizer_vocab_size: int = setting(4096, "Vocabulary of a trained tokenizer.", unit="tokens", low=257)
-  seq_len: int = setting(256, "Length of an example.", unit="tokens", low=2)
+  seq_len: int = setting(256, "Length of an example.", unit="tokens", low=2, high=_MAX_SIZE)
   packing: str = setting("concat", "How documents fill examples: concat (joined, then split) or best_fit "
                          "(few are cut, the rest padded, attention kept within a document).",
                          choices=("concat", "best_fit"))
@@ -166,10 +160,10 @@ class OptimConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The loop."""
-  num_steps: int | None = setting(None, "Length of the run.", unit="steps", low=1)
+  num_steps: int | None = setting(None, "Length of the run.", unit="steps", low=1, high=MAX_STEPS)
   num_tokens: float | None = setting(None, "Length of the run.", unit="tokens", above=0)
   num_epochs: float | None = setting(None, "Length of the run.", unit="epochs", above=0)
-  batch_size: int = setting(16, "Sequences of a step over all devices.", unit="sequences", low=1)
+  batch_size: int = setting(16, "Sequences of a step over all devices.", unit="sequences", low=1, high=_MAX_SIZE)
   grad_accum_steps: int = setting(1, "Microbatches a batch is split into.", low=1)
   ema_decay: float = setting(0.0, "Decay of the moving average of the weights; 0 keeps none.", low=0, high=0.99999999)
   on_nonfinite: str = setting("stop", "What a loss or gradient that is not finite does; its update is never applied.",
@@ -245,12 +239,7 @@ class Config:
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
-  seed: int = setting(0, "Seed of initial parameters, data order and dropout.", low=0)
-
-
-# Every duration: (group, stem of its three fields).
-DURATIONS = (("train", "num"), ("optim", "warmup"), ("optim", "decay"), ("eval", "every"), ("checkpoint", "every"))
-_UNITS = ("steps", "tokens", "epochs")
+  seed: int = setting(0, "Seed of initial parameters, data order and dropout.", low=0, high=2**32 - 1)
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -277,44 +266,22 @@ def from_config_dict(config: Mapping[str, Any] | ml_collections.ConfigDict) -> C
     config = config.to_dict()
   groups = {}
   top = dict(_fields(Config))
-  _reject_unknown("config", config, top)
+  reject_unknown("config", config, top)
   for name, kind in top.items():
     if name not in config:
       continue
     if not dataclasses.is_dataclass(kind):
-      groups[name] = _checked("config", name, config[name], kind, Config.__dataclass_fields__[name])
+      groups[name] = checked("config", name, config[name], kind, Config.__dataclass_fields__[name])
       continue
     if not isinstance(config[name], Mapping):
       raise UserError(f"config.{name} is {config[name]!r}, but it is a group of settings.")
     settings = _settings(kind)
-    _reject_unknown(f"config.{name}", config[name], settings)
-    groups[name] = kind(**{key: _checked(f"config.{name}", key, value, *settings[key])
+    reject_unknown(f"config.{name}", config[name], settings)
+    groups[name] = kind(**{key: checked(f"config.{name}", key, value, *settings[key])
                            for key, value in config[name].items()})
   result = Config(**groups)
-  _check_combinations(result)
+  check_combinations(result)
   return result
-
-
-# What decides which examples a step sees: a run that goes on keeps these.
-_FIXED = ("seed", "train.batch_size", "data.source", "data.weights", "data.text_field", "data.validation_fraction",
-          "data.tokenizer", "data.tokenizer_vocab_size", "data.seq_len", "data.packing", "data.document_mask",
-          "data.shuffle", "objective.name")
-
-
-def check_resume(saved: Mapping[str, Any], config: Config, workdir: Any) -> None:
-  """Raises a UserError where a run would go on with other data or another order of it.
-
-  Args:
-    saved: the config in the checkpoint, as `dataclasses.asdict` made it.
-    config: of the run that goes on.
-    workdir: for the message.
-  """
-  before, now = from_config_dict(saved), config
-  for name in _FIXED:
-    old, new = (operator.attrgetter(name)(c) for c in (before, now))
-    if old != new:
-      raise UserError(f"The run in {workdir} has config.{name} = {old!r}, but now it is {new!r}; to go on keep "
-                      f"{old!r}, to start another run give another --workdir.")
 
 
 def to_json(config: Config) -> str:
@@ -381,7 +348,7 @@ def resolve_durations(config: Config, tokens_per_epoch: int) -> Config:
   groups = {}
   for group, stem in DURATIONS:
     settings = groups.get(group, getattr(config, group))
-    steps, tokens, epochs = (getattr(settings, f"{stem}_{unit}") for unit in _UNITS)
+    steps, tokens, epochs = (getattr(settings, f"{stem}_{unit}") for unit in UNITS)
     if epochs is not None:
       tokens = epochs * tokens_per_epoch
     if tokens is not None:
@@ -390,6 +357,9 @@ def resolve_durations(config: Config, tokens_per_epoch: int) -> Config:
         settings, **{f"{stem}_steps": steps, f"{stem}_tokens": None, f"{stem}_epochs": None})
   result = dataclasses.replace(config, **groups)
   num_steps, warmup, decay = result.train.num_steps, result.optim.warmup_steps or 0, result.optim.decay_steps or 0
+  if num_steps > MAX_STEPS:
+    raise UserError(f"The run would have {num_steps:.3g} steps, but at most {MAX_STEPS} can be counted; shorten "
+                    "config.train.num_tokens or num_epochs, or enlarge config.train.batch_size.")
   every, kept = result.checkpoint.every_steps, result.checkpoint.keep_every_steps
   if kept and (not every or kept % every):
     raise UserError(f"config.checkpoint.keep_every_steps is {kept}, but checkpoints are made every {every} steps "
@@ -399,23 +369,6 @@ def resolve_durations(config: Config, tokens_per_epoch: int) -> Config:
     raise UserError(f"config.optim warms up for {warmup} steps{decays}, but the run has only {num_steps} "
                     "(config.train.num_steps); set a shorter config.optim.warmup_steps or a longer run.")
   return result
-
-
-def keep_last_duration(config: ml_collections.ConfigDict, overridden: typing.Iterable[str]) -> None:
-  """Clears the other units of each duration that a flag has set, so that what was said last counts.
-
-  Args:
-    config: edited in place.
-    overridden: dotted names of the settings given as flags.
-  """
-  overridden = set(overridden)
-  for group, stem in DURATIONS:
-    names = {unit: f"{group}.{stem}_{unit}" for unit in _UNITS}
-    if not overridden & set(names.values()):
-      continue
-    for unit, name in names.items():
-      if name not in overridden:
-        config[group][f"{stem}_{unit}"] = None
 
 
 def _fields(kind: type) -> list[tuple[str, type]]:
@@ -428,123 +381,11 @@ def _settings(kind: type) -> dict[str, tuple[type, dataclasses.Field]]:
   return {name: (key_type, fields[name]) for name, key_type in _fields(kind)}
 
 
-def _optional(kind: type) -> tuple[type, bool]:
-  """Splits `int | None` into (int, True) and `int` into (int, False)."""
-  if isinstance(kind, types.UnionType):
-    return next(a for a in typing.get_args(kind) if a is not type(None)), True
-  return kind, False
-
-
 def _config_dict_default(default: Any, kind: type) -> Any:
-  base, optional = _optional(kind)
+  base, optional = split_optional(kind)
   if not optional:
     return default
   return ml_collections.config_dict.FieldReference(default, field_type=base)
-
-
-def _reject_unknown(where: str, given: typing.Iterable[str], known: typing.Iterable[str]) -> None:
-  for name in given:
-    if name not in known:
-      raise UserError(f"{where} has no setting {name!r}{nearest(name, known)}")
-
-
-def _checked(where: str, name: str, value: Any, kind: type, field: dataclasses.Field) -> Any:
-  """Returns the value in the field's type, or raises a UserError that says what would be right."""
-  full = f"{where}.{name}"
-  base, optional = _optional(kind)
-  if value is None:
-    if optional:
-      return None
-    raise UserError(f"{full} is None, but it needs a value of type {base.__name__}.")
-  value = _converted(full, value, base)
-  meta = field.metadata
-  if meta["choices"] and value not in meta["choices"]:
-    raise UserError(f"{full} is {value!r}, which is not one of its values{nearest(str(value), meta['choices'])}")
-  if isinstance(value, float) and not math.isfinite(value):
-    raise UserError(f"{full} is {value}, but it must be a finite number.")
-  for bound, broken, words in (("low", lambda v, b: v < b, "at least"), ("above", lambda v, b: v <= b, "more than"),
-                               ("high", lambda v, b: v > b, "at most")):
-    if meta[bound] is not None and broken(value, meta[bound]):
-      unit = f" {meta['unit']}" if meta["unit"] else ""
-      raise UserError(f"{full} is {value}, but it must be {words} {meta[bound]}{unit}.")
-  return value
-
-
-def _converted(full: str, value: Any, base: type) -> Any:
-  if base is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if base is tuple and isinstance(value, list):
-    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-  if base is int and isinstance(value, float) and value == int(value):
-    return int(value)
-  if not isinstance(value, base) or (base is int and isinstance(value, bool)):
-    raise UserError(f"{full} is {value!r}, but it must be of type {base.__name__}.")
-  return value
-
-
-def _check_combinations(config: Config) -> None:
-  for group, stem in DURATIONS:
-    given = [f"config.{group}.{stem}_{unit}" for unit in _UNITS
-             if getattr(getattr(config, group), f"{stem}_{unit}") is not None]
-    if len(given) > 1:
-      raise UserError(f"{' and '.join(given)} are both set; keep one and set the other to None.")
-    if (group, stem) == ("train", "num") and not given:
-      raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
-  _check_model(config.model, config.data.seq_len)
-  _check_optim(config.optim)
-  train, data, mesh = config.train, config.data, config.mesh
-  if train.batch_size % train.grad_accum_steps:
-    raise UserError(f"config.train.batch_size is {train.batch_size}, which config.train.grad_accum_steps = "
-                    f"{train.grad_accum_steps} does not divide.")
-  num_sources = len(split_sources(data.source))
-  if data.weights and len(data.weights) != num_sources:
-    raise UserError(f"config.data.weights has {len(data.weights)} values for the {num_sources} sources of "
-                    "config.data.source; give one each, or ().")
-  if any(not isinstance(w, (int, float)) or not w > 0 for w in data.weights):
-    raise UserError(f"config.data.weights is {data.weights}, but every weight must be a number above 0.")
-  sizes = dataclasses.asdict(mesh)
-  if sum(size == -1 for size in sizes.values()) > 1:
-    raise UserError("Only one axis of config.mesh may be -1; "
-                    f"now {' and '.join(k for k, v in sizes.items() if v == -1)} are.")
-  for axis, size in sizes.items():
-    if size == 0:
-      raise UserError(f"config.mesh.{axis} is 0, but it must be -1 or at least 1.")
-
-
-def _check_model(model: ModelConfig, seq_len: int) -> None:
-  if model.head_dim is None and model.embed_dim % model.num_heads:
-    raise UserError(f"config.model.num_heads = {model.num_heads} does not divide embed_dim = {model.embed_dim}; "
-                    "change one, or set config.model.head_dim.")
-  if model.num_kv_heads and model.num_heads % model.num_kv_heads:
-    raise UserError(f"config.model.num_kv_heads = {model.num_kv_heads} does not divide num_heads = "
-                    f"{model.num_heads}.")
-  head_dim = model.head_dim or model.embed_dim // model.num_heads
-  if model.position == "rotary" and head_dim % 2:
-    raise UserError(f"config.model.position is rotary, which needs an even head_dim, but it is {head_dim}.")
-  if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
-    raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
-                    "config.model.max_positions; shorten the one or raise the other.")
-
-
-def _check_optim(optim: OptimConfig) -> None:
-  if optim.name == "schedule_free" and optim.schedule != "constant":
-    raise UserError("config.optim.name is schedule_free, which averages in place of a schedule, but "
-                    f"config.optim.schedule is {optim.schedule}; set it to constant.")
-  decay = [unit for unit in _UNITS if getattr(optim, f"decay_{unit}") is not None]
-  if decay and optim.schedule != "wsd":
-    raise UserError(f"config.optim.decay_{decay[0]} is for the wsd schedule, but config.optim.schedule is "
-                    f"{optim.schedule}; set it to wsd, or leave the decay out.")
-  if optim.name == "schedule_free" and optim.beta1 == 0:
-    raise UserError("config.optim.beta1 is 0, but schedule_free interpolates by it; set it above 0, such as 0.9.")
-  for name in ("learning_rate_policy", "weight_decay_policy"):
-    for entry in getattr(optim, name):
-      try:
-        pattern, factor = entry
-        re.compile(pattern)
-        float(factor)
-      except (TypeError, ValueError, re.error) as e:
-        raise UserError(f"config.optim.{name} has the entry {entry!r}, which is not a (regex, factor) pair: "
-                        f"{e}.") from e
 
 
 def cache_dir() -> pathlib.Path:
@@ -554,8 +395,3 @@ def cache_dir() -> pathlib.Path:
   if "XDG_CACHE_HOME" in os.environ:
     return pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "lmjax"
   return pathlib.Path.home() / ".cache" / "lmjax"
-
-
-def split_sources(spec: str) -> list[str]:
-  """Splits `data.source` at its commas."""
-  return [part.strip() for part in spec.split(",") if part.strip()]

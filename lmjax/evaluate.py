@@ -10,7 +10,8 @@ import numpy as np
 
 from lmjax import checkpoint, metrics, partitioning
 from lmjax import config as config_lib
-from lmjax.config import Config, MeshConfig, UserError, nearest
+from lmjax.config import Config, MeshConfig
+from lmjax.config_checks import UserError, nearest
 from lmjax.models.transformer import init_params, make_model
 from lmjax.objectives import OBJECTIVES
 

@@ -60,6 +60,9 @@ def join_processes() -> None:
   if missing:
     raise UserError(f"The environment has some of {', '.join(names)} but not {' and '.join(missing)}; set all or none.")
   address, count, index = (os.environ[name] for name in names)
+  if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+    raise UserError(f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID is {index!r}, but they must be a number and "
+                    "one of 0 to that number less 1.")
   jax.distributed.initialize(address, int(count), int(index))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from lmjax import config as config_lib
 from lmjax.config import UserError
+from lmjax.workdir import write_whole
 
 # Points a curve is drawn with; more could not be told apart at this size.
 _MAX_POINTS = 800
@@ -77,9 +78,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
   """
   run = read_run(workdir)
   path = epath.Path(workdir) / "report.html"
-  temporary = path.with_name("report.html.tmp")
-  temporary.write_text(page(run))
-  temporary.replace(path)
+  write_whole(path, page(run))
   return path
 
 

@@ -8,6 +8,7 @@ Files, all in the run's workdir:
 TensorBoard's events lie there too, and run_id.txt, the run's name with W&B and trackio.
 """
 
+import concurrent.futures
 import dataclasses
 import importlib
 import json
@@ -22,6 +23,7 @@ from typing import Any, Mapping
 from etils import epath
 
 from lmjax.config import Config, UserError
+from lmjax.workdir import is_local, write_whole
 
 # Without a terminal a line is printed this many times a run.
 _NUM_PLAIN_LINES = 20
@@ -98,7 +100,7 @@ class Tracker:
   def write_result(self, result: Mapping[str, Any]) -> None:
     """Writes result.json, whole or not at all."""
     if self._active:
-      _write_whole(self._workdir / "result.json", json.dumps(_plain_tree(result), indent=2) + "\n")
+      write_whole(self._workdir / "result.json", json.dumps(_plain_tree(result), indent=2) + "\n")
 
   def close(self) -> None:
     """Ends the progress bar and flushes every tracker."""
@@ -118,12 +120,12 @@ class _JsonLines:
     kept = _lines_until(path, before, start_step)
     text = "".join(kept)
     if text != before:
-      _write_whole(path, text)
+      write_whole(path, text)
     # A run that was killed after it had saved its step does again what comes after the save, such as the last
     # evaluation; what it had written of that is not written twice.
     self._already = {line for line in kept if json.loads(line)["step"] == start_step}
     # An object store cannot append, so there the whole text is kept and written again.
-    self._text = None if _is_local(path) else text
+    self._text = None if is_local(path) else text
 
   def append(self, record: Mapping[str, Any]) -> None:
     line = json.dumps(record, allow_nan=False) + "\n"
@@ -150,23 +152,6 @@ def _lines_until(path: epath.Path, text: str, step: int) -> list[str]:
       raise UserError(f"{path} has a line that is not a JSON object with a step, {line.strip()[:80]!r}; mend or remove "
                       "the file, or choose another workdir.") from e
   return kept
-
-
-def _write_whole(path: epath.Path, text: str) -> None:
-  """Writes a file so that a reader or a kill finds the old text or the new, never a part."""
-  if not _is_local(path):
-    path.write_text(text)  # An object appears when it is complete.
-    return
-  temporary = path.with_name(path.name + ".tmp")
-  with open(temporary, "w", encoding="utf-8") as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
-
-
-def _is_local(path: epath.Path) -> bool:
-  return "://" not in os.fspath(path)
 
 
 def _plain(value: Any) -> int | float | None:
@@ -280,7 +265,7 @@ def _run_id(workdir: epath.Path, start_step: int) -> str:
   """Returns the name under which hosted trackers know this run: kept when it goes on, new when it starts afresh."""
   path = workdir / "run_id.txt"
   if start_step == 0 or not path.exists():
-    _write_whole(path, f"{workdir.name}-{secrets.token_hex(4)}\n")
+    write_whole(path, f"{workdir.name}-{secrets.token_hex(4)}\n")
   return path.read_text().strip()
 
 
@@ -288,10 +273,8 @@ class _TensorBoard:
   """Scalars and texts as TensorBoard events."""
 
   def __init__(self, workdir: epath.Path, start_step: int):
-    import tensorboardX
-    # purge_step hides what a stopped run recorded after the step this one goes on from.
-    self._writer = tensorboardX.SummaryWriter(
-        os.fspath(workdir), purge_step=start_step + 1, flush_secs=30)
+    # tensorboardX imports torch where that is installed, which takes seconds; meanwhile the first step is compiled.
+    self._opening = concurrent.futures.ThreadPoolExecutor(1).submit(_summary_writer, workdir, start_step)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
@@ -303,6 +286,16 @@ class _TensorBoard:
 
   def close(self) -> None:
     self._writer.close()
+
+  @property
+  def _writer(self) -> Any:
+    return self._opening.result()
+
+
+def _summary_writer(workdir: epath.Path, start_step: int) -> Any:
+  import tensorboardX
+  # purge_step hides what a stopped run recorded after the step this one goes on from.
+  return tensorboardX.SummaryWriter(os.fspath(workdir), purge_step=start_step + 1, flush_secs=30)
 
 
 class _Hosted:

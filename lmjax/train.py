@@ -7,9 +7,6 @@ optimizer, `init_state` makes sharded parameters, and `make_train_step` compiles
 import contextlib
 import dataclasses
 import functools
-import json
-import signal
-import threading
 from typing import Any, Callable, Iterator, NamedTuple
 
 from absl import logging
@@ -17,15 +14,19 @@ from etils import epath
 from flax import linen as nn
 from flax import struct
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax import checkpoint, evaluate, metrics, partitioning
+from lmjax import checkpoint, evaluate, memory, metrics, partitioning, resume
 from lmjax import config as config_lib
+from lmjax import workdir as workdir_lib
 from lmjax.config import Config, UserError
+from lmjax.config_checks import Refused
+from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
 from lmjax.objectives import OBJECTIVES
-from lmjax.optim.optimizer import Optimizer, clip_by_global_norm, make_optimizer
+from lmjax.optim.optimizer import Optimizer, make_optimizer, mean_and_clip
 from lmjax.optim.schedules import make_schedule
 from lmjax.tracking import Tracker
 
@@ -136,8 +137,7 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
 
   grads, sums = _sum_of_grads(loss_fn, state.params, batch, cfg.train.grad_accum_steps, setup.state_shardings.params)
   weight = jnp.maximum(sums["weight"], 1e-9)
-  grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-  grads, grad_norm = clip_by_global_norm(grads, cfg.optim.clip_norm)
+  grads, grad_norm = mean_and_clip(grads, weight, cfg.optim.clip_norm)
   out = {name: value / weight for name, value in sums.items() if name != "weight"}
   ok, spike, flags = _accept(cfg, state.spike, out["loss"], grad_norm)
 
@@ -207,19 +207,47 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
     What result.json holds.
 
   Raises:
-    UserError: for anything in the config, the data or the workdir that cannot work, and where a policy of
-      `train.on_nonfinite` or `train.on_spike` stops the run.
+    UserError: for anything in the config, the data or the workdir that cannot work.
+    Refused: where another run has the workdir, where it cannot be written, and where a policy of `train.on_nonfinite`
+      or `train.on_spike` stops the run.
   """
-  from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
   if config.train.compilation_cache:
     enable_compilation_cache()
   partitioning.join_processes()
+  with _only_run(workdir), workdir_lib.write_errors(workdir):
+    return _run(config, epath.Path(workdir))
+
+
+@contextlib.contextmanager
+def _only_run(workdir: str) -> Iterator[None]:
+  """Keeps other runs out of the workdir; the first process does it for all, and they end with it where it may not."""
+  with contextlib.ExitStack() as stack:
+    refused = None
+    if jax.process_index() == 0:
+      try:
+        stack.enter_context(workdir_lib.locked(workdir))
+      except Refused as e:
+        refused = e
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(refused is not None)):
+      refused = refused or Refused(f"The first process of this run may not write to {workdir}, and says why.")
+    if refused:
+      raise refused
+    yield
+
+
+def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
+  from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
   mesh = partitioning.make_mesh(config.mesh)
+  goes_on = checkpoint.latest_step(workdir) is not None
+  if goes_on:
+    resume.check_before_data(workdir, config)
   data = pipeline.open_data(config)
   config = config_lib.resolve_durations(
       config_lib.resolve_model(config, data.tokenizer.size), data.train.num_examples * config.data.seq_len)
+  if goes_on:
+    resume.check_workdir(workdir, config, data.tokenizer)
   setup = build(config, mesh)
-  workdir = epath.Path(workdir)
+  memory.check_fits(setup.state_shapes)
   with partitioning.use_mesh(mesh), contextlib.closing(
       checkpoint.Checkpointer(workdir, config.checkpoint)) as checkpointer:
     state, loss = _first_state(setup, checkpointer)
@@ -227,15 +255,13 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
     if first_step > config.train.num_steps:
       raise UserError(f"{workdir} is already at step {first_step}, beyond the {config.train.num_steps} of this run; "
                       "give it another --workdir, or a config.train.num_steps of at least that.")
-    if first_step == config.train.num_steps and (finished := _finished_result(workdir)):
+    if first_step == config.train.num_steps and (finished := resume.finished_result(workdir)):
       logging.info("%s is already finished.", workdir)
       return finished
     _announce(setup, data, workdir)
-    if first_step:
-      _check_tokenizer(workdir, data.tokenizer)
     if jax.process_index() == 0:
       (workdir / "result.json").unlink(missing_ok=True)  # Of a part of the run that ended before.
-      (workdir / "config.json").write_text(config_lib.to_json(config))
+      workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
       data.tokenizer.save(workdir / "tokenizer.json")
     with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
                  active=jax.process_index() == 0) as tracker:
@@ -261,7 +287,8 @@ class _Loop:
     last = self.config.train.num_steps
     batches = self._batches(first)
     train_step, pending = make_train_step(self.setup), None
-    with _Interrupt() as interrupt:
+    interrupted = False
+    with Interrupt() as interrupt:
       for step in range(first + 1, last + 1):
         state, out = train_step(state, next(batches), self._hparams(step - 1))
         if pending:
@@ -271,11 +298,11 @@ class _Loop:
           self._read(*pending)
           pending = None
           self._evaluate_and_save(step, state)
-        if interrupt.received:
+        if interrupted := interrupt.stops_after(step):
           break
       if pending:
         self._read(*pending)
-      if interrupt.received and step < last:
+      if interrupted and step < last:
         return self._interrupted(step, state)
     return self._finish(state)
 
@@ -316,9 +343,9 @@ class _Loop:
       logging.warning("The loss at step %d, %s, %s; its update was dropped.", step, values["loss"], what)
       if policy == "stop":
         self._result("stopped", step)
-        raise UserError(f"The loss or gradient at step {step} {what} (loss {values['loss']}, gradient norm "
-                        f"{values['grad_norm']}); lower config.optim.learning_rate or set config.train.{setting}=skip. "
-                        "Checkpoints up to then are kept.")
+        raise Refused(f"The loss or gradient at step {step} {what} (loss {values['loss']}, gradient norm "
+                      f"{values['grad_norm']}); lower config.optim.learning_rate or set config.train.{setting}=skip. "
+                      "Checkpoints up to then are kept.")
 
   def _due(self, step: int) -> bool:
     every = self.config.eval.every_steps
@@ -335,8 +362,7 @@ class _Loop:
         self._save(step, state)
 
   def _save(self, step: int, state: TrainState) -> None:
-    meta = {"config": dataclasses.asdict(self.config), "data_position": step, "train_loss": self.loss,
-            "versions": metrics.versions()}
+    meta = {"config": dataclasses.asdict(self.config), "train_loss": self.loss, "versions": metrics.versions()}
     self.checkpointer.save(step, state, meta)
 
   def _interrupted(self, step: int, state: TrainState) -> dict[str, Any]:
@@ -351,7 +377,8 @@ class _Loop:
     self.checkpointer.wait()  # The evaluation may be long; a restart from here does only that again.
     params = eval_params(self.setup, state)
     values = dict(self.evaluator(params, self.config.eval.final_num_batches))
-    self.tracker.write(step, values)
+    if values:
+      self.tracker.write(step, values)
     self._sample(step, params)
     first = next(iter(self.data.eval_sets), None)
     return self._result("finished", step, eval_loss=values.get(f"{first}/loss"),
@@ -374,7 +401,11 @@ class _Loop:
 
   def _result(self, status: str, step: int, eval_loss: float | None = None, bits_per_byte: float | None = None,
               params_sha256: str | None = None) -> dict[str, Any]:
-    """Writes result.json. What was not measured is null."""
+    """Writes result.json.
+
+    What was not measured is null. `tokens_per_second` and `mfu` are of the steps since the run was last started, for
+    an earlier part of it may have had other hardware.
+    """
     shapes, tokens = self.setup.state_shapes.params, step * self.tokens_per_step
     rate = self.clock.overall()
     result = {
@@ -397,7 +428,7 @@ def enable_compilation_cache() -> None:
   """Keeps compiled programs on disk, in lmjax's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(config_lib.cache_dir() / "xla"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _announce(setup: Setup, data: Any, workdir: epath.Path) -> None:
@@ -416,7 +447,7 @@ def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[T
   resumed = checkpointer.restore(setup.state_shapes)
   if resumed:
     state, meta = resumed
-    config_lib.check_resume(meta["config"], setup.config, checkpointer.workdir)
+    resume.check_resume(meta["config"], setup.config, checkpointer.workdir)
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
     return state, meta["train_loss"]
   cfg = setup.config.checkpoint
@@ -428,40 +459,3 @@ def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[T
   else:
     return init_state(setup), None
   return jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)(params), None
-
-
-def _check_tokenizer(workdir: epath.Path, tokenizer: Any) -> None:
-  """Raises a UserError where a tokenizer that was trained anew on changed text is not the one the model knows."""
-  from lmjax.data.tokenizer import Tokenizer
-  saved = workdir / "tokenizer.json"
-  if saved.exists() and Tokenizer.from_file(saved).fingerprint != tokenizer.fingerprint:
-    raise UserError(f"The text has changed since {workdir} was begun, and with it the tokenizer; to go on with the one "
-                    f"of that run set config.data.tokenizer={saved} in a new --workdir, with checkpoint.restore_from.")
-
-
-def _finished_result(workdir: epath.Path) -> dict[str, Any] | None:
-  path = workdir / "result.json"
-  result = json.loads(path.read_text()) if path.exists() else {}
-  return result if result.get("status") == "finished" else None
-
-
-class _Interrupt:
-  """Notes SIGTERM or Ctrl-C and lets the loop end its step; a second one is not held back."""
-
-  def __init__(self):
-    self.received = False
-
-  def __enter__(self):
-    # Python lets only the main thread set handlers; a run in another thread is its caller's to stop.
-    main = threading.current_thread() is threading.main_thread()
-    signals = (signal.SIGTERM, signal.SIGINT) if main else ()
-    self._previous = {number: signal.signal(number, self._note) for number in signals}
-    return self
-
-  def __exit__(self, *exc):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _note(self, *_):
-    self.received = True
-    self.__exit__()

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+from etils import epath
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ import optax
 import pytest
 
 from lmjax import checkpoint
+from lmjax.checkpoint import arrays, record
 from lmjax.config import CheckpointConfig, UserError
 
 
@@ -145,14 +147,28 @@ def test_arrays_may_be_donated_while_they_are_written(tmp_path):
 
 
 def test_a_save_leaves_the_memory_of_the_state_free():
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  x = jax.device_put(jax.random.normal(jax.random.key(0), (33, 7), jnp.bfloat16), device)
-  copy = checkpoint._detached(x)
-  assert_same(copy, x)
-  assert copy.sharding == device
-  assert copy.unsafe_buffer_pointer() != x.unsafe_buffer_pointer()
-  aligned = checkpoint._aligned_copy(np.asarray(x))
-  assert jax.device_put(aligned, device).unsafe_buffer_pointer() == aligned.ctypes.data
+  state = make_state(3)
+  copy = arrays.Staging().copy(state)
+  assert_same(copy, state)
+  for a, b in zip(jax.tree.leaves(copy), jax.tree.leaves(state)):
+    assert a.sharding == b.sharding
+    assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
+
+
+def test_saves_share_memory_whatever_their_sizes():
+  staging = arrays.Staging()
+  large = np.arange(3 * arrays._COPY_BYTES // 8, dtype=np.float32) + 1  # More than one thread's piece.
+  first = staging.copy({"x": jnp.asarray(large), "y": jnp.int8(1)})
+  assert np.array_equal(first["x"], large)
+  memory = staging._memory
+  second = staging.copy({"x": jnp.asarray(-large), "y": jnp.int8(2)})
+  assert staging._memory is memory
+  assert np.array_equal(second["x"], -large) and int(second["y"]) == 2
+  start = memory.ctypes.data
+  for leaf in jax.tree.leaves(second):
+    assert start <= leaf.unsafe_buffer_pointer() < start + memory.nbytes, "Nothing was copied a second time."
+  third = staging.copy({"x": jnp.zeros(2 * large.size, jnp.float32)})
+  assert not np.any(third["x"]) and staging._memory.nbytes > memory.nbytes
 
 
 def test_no_checkpoint_is_a_fresh_start(tmp_path):
@@ -270,9 +286,9 @@ def test_a_flip_of_any_byte_is_seen(two_checkpoints, tmp_path):
     data[where] ^= 1 << rng.randrange(8)
     original = path.read_bytes()
     path.write_bytes(data)
-    assert checkpoint._damage(folder, 0, 1), f"bit flip at {path}:{where}"
+    assert record.damage(epath.Path(folder), 0, 1), f"bit flip at {path}:{where}"
     path.write_bytes(original)
-  assert checkpoint._damage(folder, 0, 1) is None
+  assert record.damage(epath.Path(folder), 0, 1) is None
 
 
 def test_a_damaged_step_can_be_saved_again(two_checkpoints, tmp_path, caplog):
@@ -328,11 +344,11 @@ def test_restore_params(two_checkpoints, tmp_path):
   assert_same(checkpoint.restore_params(two_checkpoints, params), make_state(20).ema)
   assert_same(checkpoint.restore_params(two_checkpoints, params, prefer_ema=False), make_state(20).params)
   assert_same(checkpoint.restore_params(two_checkpoints, params, 10, prefer_ema=False), make_state(10).params)
-  assert_same(checkpoint.load_params(two_checkpoints, 10), make_state(10).ema)
+  assert_same(checkpoint.restore_params(two_checkpoints, params, 10), make_state(10).ema)
   checkpointer = checkpoint.Checkpointer(tmp_path, CheckpointConfig())
   checkpointer.save(1, make_state(1, ema=False), {})
   checkpointer.close()
-  assert_same(checkpoint.load_params(tmp_path), make_state(1).params)
+  assert_same(checkpoint.restore_params(tmp_path, params), make_state(1).params)
 
 
 def test_restore_params_casts(two_checkpoints):
@@ -346,7 +362,7 @@ def test_restore_params_errors(two_checkpoints, tmp_path):
   with pytest.raises(UserError, match="There is no folder .*nowhere"):
     checkpoint.restore_params(tmp_path / "nowhere", params)
   with pytest.raises(UserError, match="has no checkpoints"):
-    checkpoint.load_params(tmp_path)
+    checkpoint.restore_params(tmp_path, params)
   with pytest.raises(UserError, match="no checkpoint of step 15; it has those of 10, 20"):
     checkpoint.restore_params(two_checkpoints, params, 15)
   with pytest.raises(UserError, match=r"embedding of shape \(64, 16\), but the config makes it \(128, 16\)"):
@@ -358,10 +374,11 @@ def test_reading_parameters_never_renames(two_checkpoints, tmp_path, caplog):
   workdir = tmp_path / "run"
   shutil.copytree(two_checkpoints, workdir)
   flip(workdir / "checkpoints" / "20" / "state" / "_METADATA")
-  assert_same(checkpoint.load_params(workdir), make_state(10).ema)
+  params = abstract_of(make_state(0).params)
+  assert_same(checkpoint.restore_params(workdir, params), make_state(10).ema)
   assert len(caplog.records) == 1
   with pytest.raises(UserError, match="step 20 .* is damaged: _METADATA"):
-    checkpoint.load_params(workdir, 20)
+    checkpoint.restore_params(workdir, params, 20)
   assert folders(workdir) == ["10", "20"]
 
 
@@ -370,9 +387,11 @@ def test_reading_parameters_never_renames(two_checkpoints, tmp_path, caplog):
 
 MESH_SCRIPT = """
 import sys, json
+from etils import epath
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from lmjax import checkpoint
+from lmjax.checkpoint import arrays
 from lmjax.config import CheckpointConfig
 
 def specs(shape, mesh_shape):
@@ -380,28 +399,38 @@ def specs(shape, mesh_shape):
   mesh = Mesh(devices, ("a", "b"))
   return {name: NamedSharding(mesh, spec) for name, spec in mesh_shape.items()}
 
-value = {"x": np.arange(64 * 48, dtype=np.float32).reshape(64, 48), "y": np.arange(8, dtype=np.int32),
+value = {"x": np.arange(256 * 192, dtype=np.float32).reshape(256, 192), "y": np.arange(8, dtype=np.int32),
          "z": np.float32(3)}
 layouts = [((1, 1), {"x": P(), "y": P(), "z": P()}),
            ((8, 1), {"x": P("a"), "y": P("a"), "z": P()}),
            ((2, 4), {"x": P("b", "a"), "y": P("b"), "z": P()}),
            ((4, 2), {"x": P(("a", "b")), "y": P(), "z": P()}),
            ((1, 4), {"x": P(None, "b"), "y": P("b"), "z": P()})]
-count = 0
+def bytes_read():
+  lines = open("/proc/self/io").read().splitlines()
+  return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
+
+count = most = 0
 for i, (shape, spec) in enumerate(layouts):
   shardings = specs(shape, spec)
   run = checkpoint.Checkpointer(f"{sys.argv[1]}/{i}", CheckpointConfig())
   run.save(1, {k: jax.device_put(v, shardings[k]) for k, v in value.items()}, {})
+  run.wait()
   for other_shape, other_spec in layouts:
     target = specs(other_shape, other_spec)
     abstract = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=target[k]) for k, v in value.items()}
+    folder = epath.Path(f"{sys.argv[1]}/{i}/checkpoints/1/state")
+    before = bytes_read()
+    values = arrays.read(folder, abstract)
+    most = max(most, bytes_read() - before)
     restored, _ = run.restore(abstract)
+    assert jax.tree.all(jax.tree.map(np.array_equal, values, restored))
     for k, v in value.items():
       assert restored[k].sharding == target[k], (k, restored[k].sharding)
       assert np.array_equal(restored[k], v), k
       count += 1
   run.close()
-print(json.dumps(count))
+print(json.dumps([count, most]))
 """
 
 
@@ -416,8 +445,21 @@ def test_restore_onto_any_mesh(tmp_path):
   process = python(MESH_SCRIPT, str(tmp_path), devices=8)
   out, err = process.communicate(timeout=120)
   assert process.returncode == 0, err
-  assert json.loads(out) == 5 * 5 * 3
+  count, most = json.loads(out)
+  assert count == 5 * 5 * 3
+  # Each byte of the arrays is read once, whatever the layouts; the rest is the database's index.
+  size = 256 * 192 * 4 + 8 * 4 + 4
+  assert size <= most < 1.2 * size
   assert err == ""
+
+
+def test_what_is_read_for_the_devices_of_a_process():
+  left, right, far = ((0, 4), (0, 2)), ((0, 4), (2, 4)), ((0, 4), (6, 8))
+  assert arrays.regions([left]) == {left}
+  assert arrays.regions([left, right, left]) == {((0, 4), (0, 4))}
+  assert arrays.regions([left, far]) == {left, far}, "what lies between is for others"
+  assert arrays.regions([((0, 2), (0, 2)), ((2, 4), (2, 4))]) == {((0, 2), (0, 2)), ((2, 4), (2, 4))}
+  assert arrays.regions([()]) == {()}
 
 
 SAVING_SCRIPT = """

@@ -1,11 +1,8 @@
 """Settings: defaults that pass their own checks, durations in any unit, and a sentence for each mistake."""
 
 import ast
-import dataclasses
 import pathlib
 
-from hypothesis import given
-from hypothesis import strategies as st
 import pytest
 
 from lmjax import config as config_lib
@@ -94,19 +91,17 @@ def test_warmup_and_decay_must_fit_the_run():
     config_lib.resolve_durations(config, 1)
 
 
+def test_no_more_steps_than_can_be_counted():
+  config = make(train=dict(num_steps=None, num_tokens=1e300))
+  with pytest.raises(UserError, match="The run would have 2.44e\\+296 steps, but at most 2147483647 can be counted"):
+    config_lib.resolve_durations(config, 1)
+
+
 @pytest.mark.parametrize("every", [None, 40])
 def test_checkpoints_to_keep_must_be_among_those_made(every):
   config = make(checkpoint=dict(every_steps=every, keep_every_steps=100))
   with pytest.raises(UserError, match="keep_every_steps is 100, but checkpoints are made every"):
     config_lib.resolve_durations(config, 1)
-
-
-def test_the_unit_said_last_counts():
-  config = config_lib.base_config()
-  config.train.num_steps = 100
-  config.train.num_tokens = 5e6
-  config_lib.keep_last_duration(config, ["train.num_tokens"])
-  assert config_lib.from_config_dict(config).train == dataclasses.replace(make().train, num_steps=None, num_tokens=5e6)
 
 
 def test_sizes_are_derived_from_the_tokenizer_and_the_width():
@@ -115,14 +110,6 @@ def test_sizes_are_derived_from_the_tokenizer_and_the_width():
       1024, 4, 32, 512, 256)
   with pytest.raises(UserError, match="tokenizer has 1000 tokens but config.model.vocab_size is 999"):
     config_lib.resolve_model(make(model=dict(vocab_size=999)), 1000)
-
-
-@given(st.integers(1, 64), st.integers(1, 8), st.floats(0, 1), st.sampled_from(["adamw", "lion"]), st.booleans())
-def test_any_valid_config_survives_json_and_configdict(layers, heads, decay, name, scan):
-  config = make(model=dict(num_layers=layers, num_heads=heads, head_dim=8, scan_layers=scan),
-                optim=dict(weight_decay=decay, name=name, weight_decay_policy=(("bias", 0.5), ("scale", 0.0))))
-  assert config_lib.from_json(config_lib.to_json(config)) == config
-  assert config_lib.from_config_dict(dataclasses.asdict(config)) == config
 
 
 def test_defaults_live_in_one_place():
@@ -144,12 +131,3 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
   assert config_lib.cache_dir() == pathlib.Path("/xdg/lmjax")
   monkeypatch.setenv("LMJAX_CACHE_DIR", "/own")
   assert config_lib.cache_dir() == pathlib.Path("/own")
-
-
-def test_a_run_that_goes_on_keeps_its_data_and_may_change_the_rest():
-  saved = dataclasses.asdict(make())
-  config_lib.check_resume(saved, make(optim=dict(learning_rate=1.0), train=dict(num_steps=500)), "w")
-  with pytest.raises(UserError, match="The run in w has config.train.batch_size = 16, but now it is 8"):
-    config_lib.check_resume(saved, make(train=dict(batch_size=8)), "w")
-  with pytest.raises(UserError, match="config.seed = 0, but now it is 1"):
-    config_lib.check_resume(saved, dataclasses.replace(make(), seed=1), "w")

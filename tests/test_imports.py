@@ -12,18 +12,19 @@ import lmjax
 
 ROOT = pathlib.Path(lmjax.__file__).parent
 LAYERS = (
+    ("config_checks",),
     ("config",),
-    ("partitioning",),
+    ("partitioning", "workdir"),
     ("metrics", "tracking", "models", "data", "optim"),
     ("objectives", "generation", "convert", "checkpoint", "scaling"),
-    ("train", "evaluate", "plan", "report"),
+    ("train", "evaluate", "plan", "report", "resume", "interrupt", "memory"),
     ("sweeps",),
     ("commands",),
     ("__init__", "__main__"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Siblings here know nothing of each other; further up they may, where no circle comes of it.
-SEPARATE = LAYERS[2]
+SEPARATE = LAYERS[3]
 HEAVY = ("grain", "tensorflow_datasets", "tokenizers", "matplotlib", "optuna", "torch", "transformers", "wandb",
          "trackio", "pyarrow", "tensorboardX")
 

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from lmjax import tracking
+from lmjax import tracking, workdir
 from lmjax.config import Config, TrackingConfig, TrainConfig, UserError
 
 QUIET = Config(train=TrainConfig(num_steps=20), tracking=TrackingConfig(tensorboard=False))
@@ -86,7 +86,8 @@ def test_a_damaged_line_is_not_dropped_in_silence(tmp_path):
 
 
 def test_an_object_store_gets_the_same_text(tmp_path, monkeypatch):
-  monkeypatch.setattr(tracking, "_is_local", lambda path: False)
+  for module in (tracking, workdir):
+    monkeypatch.setattr(module, "is_local", lambda path: False)
   (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 9}\n')
   tracker = make(tmp_path, start_step=1)
   tracker.write(2, {})

@@ -5,10 +5,12 @@ T = 32 tokens, B = 8 sequences, eight virtual CPU devices (see conftest.py).
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from lmjax import config as config_lib
@@ -20,11 +22,12 @@ MESHES = ({"data": 8}, {"fsdp": 8}, {"tensor": 4}, {"data": 2, "fsdp": 2, "tenso
 name_of_mesh = lambda mesh: "-".join(f"{axis}{size}" for axis, size in mesh.items())
 
 
-def resolved_config(*, mesh=None, grad_accum_steps=1, on_spike="ignore", **model):
+def resolved_config(*, mesh=None, grad_accum_steps=1, on_spike="ignore", batch_size=8, optim=(), **model):
   config = config_lib.base_config()
   config.model.update({"num_layers": 2, "embed_dim": 32, "num_heads": 4, "dtype": "float32", **model})
   config.data.seq_len = 32
-  config.train.update(num_steps=NUM_STEPS, batch_size=8, grad_accum_steps=grad_accum_steps, on_spike=on_spike)
+  config.train.update(num_steps=NUM_STEPS, batch_size=batch_size, grad_accum_steps=grad_accum_steps, on_spike=on_spike)
+  config.optim.update(dict(optim))
   config.mesh.update({"data": 1, **(mesh or {})})
   return config_lib.resolve_durations(
       config_lib.resolve_model(config_lib.from_config_dict(config), vocab_size=256), tokens_per_epoch=10**6)
@@ -36,13 +39,13 @@ def make_setup(**settings):
   return train.build(config, partitioning.make_mesh(config.mesh, jax.devices()[:num_devices]))
 
 
-def batches(num_steps):
+def batches(num_steps, rows=8):
   """Yields batches of tokens below 20 whose rows have from no to all of their weights."""
   random = np.random.default_rng(0)
-  share = np.linspace(0, 1, 8)[:, None]
+  share = np.linspace(0, 1, rows)[:, None]
   for _ in range(num_steps):
-    tokens = random.integers(0, 20, (8, 33)).astype(np.int32)
-    weights = (random.random((8, 32)) < share).astype(np.float32)
+    tokens = random.integers(0, 20, (rows, 33)).astype(np.int32)
+    weights = (random.random((rows, 32)) < share).astype(np.float32)
     yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
 
 
@@ -114,6 +117,68 @@ def test_unrolled_layers_compute_what_scanned_ones_do():
   np.testing.assert_allclose(found, losses_on_one_device(dropout=0.1), rtol=0, atol=1e-5)
 
 
+# Meshes of 1, 2 and 8 devices, and microbatches: a covering choice, and with --all every pair.
+SPLITS = [({}, 2), ({}, 4), ({"data": 2}, 1), ({"fsdp": 2}, 2), ({"tensor": 2}, 4), ({"data": 8}, 4), ({"fsdp": 8}, 1),
+          ({"tensor": 8}, 2), ({"data": 2, "fsdp": 2, "tensor": 2}, 4), ({"fsdp": 4, "tensor": 2}, 2),
+          ({"data": 2, "tensor": 4}, 1)]
+MESHES_OF_SPLITS = list({name_of_mesh(mesh): mesh for mesh, _ in SPLITS}.values())
+ALL_SPLITS = [pytest.param(mesh, count, id=f"{name_of_mesh(mesh) or 'one'}-{count}",
+                           marks=() if (mesh, count) in SPLITS else pytest.mark.slow)
+              for mesh, count in itertools.product(MESHES_OF_SPLITS, (1, 2, 4)) if mesh or count > 1]
+# The momentum of plain SGD is, after its first step, the gradient itself.
+FOR_GRADIENTS = dict(num_heads=8, batch_size=32, optim=dict(name="sgd", clip_norm=None))
+
+
+@functools.cache
+def initial_state_for_gradients():
+  return jax.device_get(train.init_state(make_setup(**FOR_GRADIENTS)))
+
+
+def loss_and_gradients(**split):
+  """Returns the loss of a batch of 32 ragged rows and {path: gradient}, in one step under a mesh and microbatches."""
+  step = Stepper(initial=initial_state_for_gradients(), **FOR_GRADIENTS, **split)
+  out = step(next(batches(1, rows=32)))
+  grads = jax.device_get(optax.tree.get(step.state.opt_state, "trace"))
+  return out["loss"], {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+                       for path, leaf in jax.tree_util.tree_leaves_with_path(grads)}
+
+
+loss_and_gradients_on_one_device = functools.cache(loss_and_gradients)
+
+
+@pytest.mark.parametrize("mesh, count", ALL_SPLITS)
+def test_gradients_depend_neither_on_the_mesh_nor_on_microbatches(mesh, count):
+  expected_loss, expected = loss_and_gradients_on_one_device()
+  loss, grads = loss_and_gradients(mesh=mesh, grad_accum_steps=count)
+  assert loss == pytest.approx(expected_loss, rel=0, abs=1e-5)
+  assert grads.keys() == expected.keys() and len(grads) > 10
+  for name, leaf in expected.items():
+    # Biases of keys change no score: their gradient is rounding alone, small beside that of the queries' biases.
+    scale = np.abs(expected[name.replace("key/bias", "query/bias")]).max()
+    assert scale > 0, name
+    np.testing.assert_allclose(grads[name], leaf, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", [
+    pytest.param(mesh, id=name_of_mesh(mesh), marks=() if "tensor" in mesh and "data" not in mesh else pytest.mark.slow)
+    for mesh in MESHES_OF_SPLITS if mesh and mesh not in MESHES])
+def test_initial_parameters_are_bit_equal_on_every_mesh(mesh):
+  state = train.init_state(make_setup(mesh=mesh, **FOR_GRADIENTS))
+  assert metrics.digest(state.params) == metrics.digest(initial_state_for_gradients().params)
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "sgd", "muon", "schedule_free", "sophia"])
+def test_a_step_keeps_every_shape_and_type_of_the_state(optimizer, param_dtype):
+  """Else the second step would be compiled anew, and what it leaves would not fit the program that goes on from it."""
+  schedule = "constant" if optimizer == "schedule_free" else "cosine"
+  setup = make_setup(param_dtype=param_dtype, attention_impl="chunked", optim=dict(name=optimizer, schedule=schedule))
+  after, _ = jax.eval_shape(train.make_train_step(setup), setup.state_shapes, next(batches(1)), hparams())
+  described = lambda tree: {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
+                            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  assert described(after) == described(setup.state_shapes)
+
+
 def test_parameters_are_split_as_the_mesh_says():
   """By hand: D = 32, F = 128 and V = 256 on fsdp = 2 and tensor = 2."""
   shapes = make_setup(mesh={"data": 2, "fsdp": 2, "tensor": 2}).state_shapes
@@ -161,3 +226,21 @@ def test_a_spike_is_dropped(guarded, seen, mean, dropped):
 def test_a_batch_that_does_not_divide_is_refused():
   with pytest.raises(UserError, match="make batch_size a multiple of 16"):
     make_setup(mesh={"data": 8}, grad_accum_steps=2)
+
+
+def test_no_array_holds_the_logits_of_all_positions():
+  """T = 4096 and V = 131,072: they would take 2 GiB, the step's temporary arrays a fraction of that."""
+  config = config_lib.base_config()
+  config.model.update(num_layers=1, embed_dim=32, num_heads=2, dtype="float32")
+  config.data.seq_len = 4096
+  config.train.update(num_steps=1, batch_size=1)
+  config.mesh.data = 1
+  setup = train.build(config_lib.resolve_durations(
+      config_lib.resolve_model(config_lib.from_config_dict(config), vocab_size=131_072), tokens_per_epoch=10**6),
+                      partitioning.make_mesh(config_lib.MeshConfig(data=1), jax.devices()[:1]))
+  batch = {name: jax.ShapeDtypeStruct((1, 4096), dtype) for name, dtype in (
+      ("inputs", np.int32), ("targets", np.int32), ("weights", np.float32))}
+  with partitioning.use_mesh(setup.mesh):
+    step = train.make_train_step(setup).lower(setup.state_shapes, batch, hparams())
+    memory = step.compile({"xla_backend_optimization_level": 0}).memory_analysis()
+  assert memory.temp_size_in_bytes < 4096 * 131_072 * 4 / 8

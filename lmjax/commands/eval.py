@@ -10,6 +10,8 @@ import json
 
 from absl import flags
 
+from lmjax.config import UserError
+
 REQUIRED = ("workdir",)
 POSITIONAL = "workdir"
 
@@ -22,8 +24,15 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-  from lmjax import evaluate
+  if flag_values.sets == []:
+    raise UserError("--sets is empty; name evaluation sets of the run, or leave it out for all of them.")
+  import jax
+
+  from lmjax import evaluate, partitioning
+  partitioning.join_processes()
   values = evaluate.evaluate_workdir(flag_values.workdir, step=flag_values.step, sets=flag_values.sets)
+  if jax.process_index():
+    return
   width = max(map(len, values))
   for name, value in values.items():
     print(f"{name:<{width}}  {value:.6g}")

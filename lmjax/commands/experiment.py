@@ -16,7 +16,8 @@ import ml_collections
 from ml_collections import config_flags
 
 from lmjax import config as config_lib
-from lmjax.config import Config, UserError
+from lmjax.config import Config
+from lmjax.config_checks import DURATIONS, UNITS, UserError, nearest
 
 # Overrides travel in this flag, because a flag of its own for each setting would drown the others.
 OVERRIDE_FLAG = "config_override"
@@ -119,17 +120,29 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
   for override in overrides:
     name, _, value = override.partition("=")
     values.setdefault(name, []).append(value)
-  kinds = _kinds()
+  kinds, unset = _kinds(), set()
   for name, texts in values.items():
     if kinds[name] is tuple and len(texts) == 1 and re.fullmatch(r"[\w./-]+(,[\w./-]+)+", texts[0]):
       texts = texts[0].split(",")
-    if texts[-1] in ("None", "none"):
+    if texts[-1] in ("None", "none") and (kinds[name] is not str or name in _optional_texts()):
+      unset.add(name)
       group, _, key = name.rpartition(".")
       with config.unlocked():
         (config[group] if group else config)[key] = None
     else:
       _set(config, name, [_plain_integer(text) for text in texts] if kinds[name] is int else texts, kinds[name])
-  config_lib.keep_last_duration(config, values)
+  _keep_last_duration(config, values.keys() - unset)
+
+
+def _keep_last_duration(config: ml_collections.ConfigDict, overridden: set[str]) -> None:
+  """Clears the other units of each duration that a flag has set, so that what was said last counts."""
+  for group, stem in DURATIONS:
+    names = {unit: f"{group}.{stem}_{unit}" for unit in UNITS}
+    if not overridden & set(names.values()):
+      continue
+    for unit, name in names.items():
+      if name not in overridden:
+        config[group][f"{stem}_{unit}"] = None
 
 
 def _set(config: ml_collections.ConfigDict, name: str, texts: list[str], kind: type) -> None:
@@ -163,11 +176,16 @@ def _kinds() -> dict[str, type]:
   return kinds
 
 
+def _optional_texts() -> set[str]:
+  """Returns the names of the texts that may be None; to any other, such as remat_policy, "none" is a word."""
+  return {name for name, default, _ in config_lib.settings_help() if default is None}
+
+
 def _nearest_setting(name: str, known: Iterable[str]) -> str:
   """Like `nearest`, but a list of all settings would help nobody."""
   group = name.partition(".")[0]
   within = [k for k in known if k.startswith(f"{group}.")]
-  hint = config_lib.nearest(name, within or known)
+  hint = nearest(name, within or known)
   return hint if hint.startswith("; did you mean") else "; --help_config lists them all."
 
 
@@ -189,8 +207,9 @@ def _guarded(path: str, call: Callable[[], Any]) -> Any:
   except UserError:
     raise
   except SyntaxError as e:
-    raise UserError(f"{e.filename}, line {e.lineno}, is not valid Python: {e.msg}.") from e
-  except Exception as e:
+    where = f"{e.filename}, line {e.lineno}," if e.filename else path
+    raise UserError(f"{where} is not valid Python: {e.msg}.") from e
+  except (Exception, SystemExit) as e:
     lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
     where = f"{path}, line {lines[-1]}," if lines else path
     typo = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(e))
@@ -200,4 +219,4 @@ def _guarded(path: str, call: Callable[[], Any]) -> Any:
     if unknown:
       raise UserError(f"{where} uses a setting {unknown[1]!r} that does not exist"
                       f"{_nearest_setting(unknown[1], _kinds())}") from e
-    raise UserError(f"{where} raised {type(e).__name__}: {' '.join(str(e).split())}") from e
+    raise UserError(f"{where} raised {type(e).__name__} ({' '.join(str(e).split())}); mend the file.") from e

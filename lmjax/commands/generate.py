@@ -30,6 +30,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
   if flag_values.num_samples < 1:
     raise UserError(f"--num_samples is {flag_values.num_samples}, but it must be at least 1.")
+  if not 0 <= flag_values.seed < 2**32:
+    raise UserError(f"--seed is {flag_values.seed}, but it must be at least 0 and below 2**32.")
   import lmjax
   tokenizer = lmjax.load_tokenizer(flag_values.workdir)
   model, params = lmjax.load(flag_values.workdir)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from lmjax import checkpoint
 from lmjax import config as config_lib
 from lmjax.config import CheckpointConfig, Config, UserError
+from lmjax.config_checks import Refused
 from lmjax.convert.family import Family
 from lmjax.convert.hf_config import differences, from_hf, read_json, to_hf
 from lmjax.convert.params import abstract_params, hf_tensors, read_params
@@ -229,6 +230,6 @@ def _new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     yield unfinished
     os.replace(unfinished, path)
   except OSError as e:
-    raise UserError(f"{path} could not be written ({e.strerror or e}); make room or give another folder.") from e
+    raise Refused(f"{path} could not be written ({e.strerror or e}); make room or give another folder.") from e
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)

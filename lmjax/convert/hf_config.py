@@ -11,7 +11,8 @@ from typing import Any, Mapping
 from etils import epath
 
 from lmjax import config as config_lib
-from lmjax.config import Config, ModelConfig, UserError, nearest
+from lmjax.config import Config, ModelConfig
+from lmjax.config_checks import UserError, nearest
 from lmjax.convert import gpt2, llama
 from lmjax.convert.family import Family, Field, Required
 

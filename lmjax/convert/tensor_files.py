@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lmjax.config import UserError
+from lmjax.config_checks import Refused, UserError
 from lmjax.convert.hf_config import read_json
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -117,6 +117,6 @@ def _write_file(path: epath.Path, tensors: dict[str, np.ndarray]) -> None:
   try:
     safetensors.numpy.save_file(tensors, str(path), metadata={"format": "pt"})
   except safetensors.SafetensorError as e:
-    raise UserError(f"{path} could not be written ({e}); make room or give another folder.") from e
+    raise Refused(f"{path} could not be written ({e}); make room or give another folder.") from e
   # The library makes files that only their owner may read; these are like any other file that the user makes.
   shutil.copymode(path.parent / "config.json", path)

@@ -10,7 +10,8 @@ import os
 import pathlib
 from typing import Any, Iterator
 
-from lmjax.config import DataConfig, UserError, nearest
+from lmjax.config import DataConfig
+from lmjax.config_checks import UserError, nearest
 from lmjax.data.pieces import MAX_PIECE, Piece, digest, select_split, split_share
 
 _MIN_BLOCK = 256
@@ -34,7 +35,7 @@ class FileSource:
     self._field = config.text_field
     self._fraction = config.validation_fraction
     self._paths = _find(spec)
-    stats = [path.stat() for path in self._paths]
+    stats = [_stat(path) for path in self._paths]
     self._num_bytes = sum(stat.st_size for stat in stats)
     if not self._num_bytes:
       raise UserError(f"There is nothing in {self._paths[0]}{' and the other files' if len(stats) > 1 else ''} that "
@@ -67,9 +68,7 @@ class FileSource:
         else:
           yield from _read_text(path, self._block_size())
       except OSError as e:
-        reason = e.strerror or str(e).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}); make it readable or leave it out of "
-                        "config.data.source.") from e
+        raise _unreadable(path, e) from e
 
   def _block_size(self) -> int:
     # A quarter of the share held out, so that it is made of several blocks even where the file is small.
@@ -89,6 +88,18 @@ def _find(spec: str) -> list[pathlib.Path]:
     raise UserError(f"config.data.source = {spec!r} {where}; give stdlib, a path or glob of text, .jsonl or .parquet "
                     "files, tfds:NAME, or the folder of a prepared TFDS data set.")
   return found
+
+
+def _stat(path: pathlib.Path) -> os.stat_result:
+  try:
+    return path.stat()
+  except OSError as e:  # It has been deleted since it was listed.
+    raise _unreadable(path, e) from e
+
+
+def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
+  reason = error.strerror or str(error).splitlines()[0]
+  return UserError(f"{path} cannot be read ({reason}); make it readable or leave it out of config.data.source.")
 
 
 def _read_text(path: pathlib.Path, block_size: int) -> Iterator[Piece]:
@@ -141,7 +152,7 @@ def _read_jsonl(path: pathlib.Path, field: str) -> Iterator[Piece]:
       where = f"{path}:{number}"
       try:
         record = json.loads(line)
-      except ValueError as e:
+      except (ValueError, RecursionError) as e:
         raise UserError(f"{where} is not valid JSON ({e}); each line must be one JSON object.") from e
       if not isinstance(record, dict):
         raise UserError(f"{where} is not a JSON object but {_kind(record)}; each line must be an object with the field "

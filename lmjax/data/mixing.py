@@ -10,15 +10,15 @@ rounds are as good as chance.
 import functools
 import hashlib
 import operator
-from typing import Callable, Sequence
+from typing import Sequence
 
 import grain
 import numpy as np
 
 _ROUNDS = 16
-# Below this size Grain's shuffle takes about 2**16 / n steps an element (9 ms for two examples), and a permutation is
-# quickly drawn.
-_SMALL = 1 << 16
+# Up to this size a permutation is drawn whole, in a fifth of a second and 16 MiB at most; Grain's shuffle takes 9 us an
+# element, and for small sizes about 2**16 / n times as long.
+_SMALL = 1 << 22
 
 
 def training_order(sizes: Sequence[int], weights: Sequence[float], seed: int, shuffle: bool) -> grain.MapDataset:
@@ -40,33 +40,6 @@ def training_order(sizes: Sequence[int], weights: Sequence[float], seed: int, sh
   return orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
 
 
-class Batches(grain.MapDataset):
-  """Element k is the part of batch k that one process reads, as a dict of stacked arrays."""
-
-  def __init__(self, order: grain.MapDataset, read_row: Callable[[int, int], dict[str, np.ndarray]], batch_size: int,
-               rows: Sequence[int]):
-    """Args:
-      order: numbers of examples.
-      read_row: makes a row from an example's number and its place in the order.
-      batch_size: of the whole batch.
-      rows: which rows of a batch this process reads.
-    """
-    super().__init__(order)
-    self._read_row = read_row
-    self._batch_size = batch_size
-    self._rows = rows
-
-  def __len__(self) -> int:
-    return len(self._parent) // self._batch_size
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return self.slice(index)
-    first = index * self._batch_size
-    rows = [self._read_row(self._parent[first + row], first + row) for row in self._rows]
-    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-
-
 class _Shuffled(grain.MapDataset):
   """The numbers below `size`, in another random order each epoch."""
 
@@ -74,6 +47,7 @@ class _Shuffled(grain.MapDataset):
     super().__init__()
     self._size = size
     self._shuffle_seed = seed
+    self._orders = {}
 
   def __len__(self) -> int:
     return self._size
@@ -83,14 +57,18 @@ class _Shuffled(grain.MapDataset):
       return self.slice(index)
     epoch, place = divmod(index, self._size)
     if self._size < _SMALL:
-      return int(_permutation(self._size, self._shuffle_seed, epoch)[place])
+      return int(self._order(epoch)[place])
     return grain.experimental.index_shuffle(
         place, max_index=self._size - 1, seed=_fold(self._shuffle_seed, epoch), rounds=_ROUNDS)
 
-
-@functools.lru_cache(maxsize=64)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(size)
+  def _order(self, epoch: int) -> np.ndarray:
+    """Returns the permutation of an epoch; this one and the one before are kept, as readers are not in step."""
+    orders = self._orders
+    if epoch not in orders:
+      order = np.random.default_rng((self._shuffle_seed, epoch)).permutation(self._size).astype(np.int32)
+      orders = {epoch: order} | {kept: orders[kept] for kept in (epoch - 1, epoch + 1) if kept in orders}
+      self._orders = orders
+    return orders[epoch]
 
 
 @functools.lru_cache(maxsize=64)

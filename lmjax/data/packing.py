@@ -1,14 +1,14 @@
 """How the tokens of a store fill examples of a fixed length.
 
 Every token of a store is a target exactly once an epoch. Its input is the token before it in the store, which at the
-start of a document is the end-of-sequence token of the document before; the first token of all gets one too. Examples
-are dicts of arrays of length T:
+start of a document is the end-of-sequence token of the document before; the first token of all gets one too. An example
+is a dict of arrays of length T, and several are one of arrays [examples, T]:
 
   inputs, targets [T] int32; weights [T] float32, 1 on targets and 0 on padding;
   segment_ids, positions [T] int32, where attention is kept within documents: the part of the example (1, 2, ...; 0 is
   padding) and the place within it. Padding is 0 everywhere.
 
-NumPy only.
+Many examples are read at once, in a few operations on whole arrays: that sets the speed of the pipeline. NumPy only.
 """
 
 import functools
@@ -19,42 +19,84 @@ import numpy as np
 from lmjax.data.token_store import TokenStore
 
 
-class Concat:
+class _Packed:
+  """A store as examples: what Concat and BestFit share."""
+
+  def __init__(self, store: TokenStore, seq_len: int, eos_id: int):
+    self.store = store
+    self._seq_len = seq_len
+    self._eos_id = eos_id
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    return {name: values[0] for name, values in self.read(np.array([index])).items()}
+
+  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the examples of these numbers."""
+    raise NotImplementedError
+
+  def _fill(self, starts: np.ndarray, lengths: np.ndarray, counts: np.ndarray, segments: bool) -> dict[str, np.ndarray]:
+    """Makes examples of chunks of the store.
+
+    Args:
+      starts, lengths: [chunks] in tokens, the chunks of the first example first.
+      counts: [examples], how many chunks each is made of.
+      segments: whether to make segment_ids, in which each chunk is a part, and positions.
+    """
+    tokens, shape = self.store.tokens, (len(counts), self._seq_len)
+    firsts = np.cumsum(counts) - counts
+    used = np.add.reduceat(lengths, firsts)
+    lengths = lengths.copy()
+    lengths[firsts + counts - 1] += self._seq_len - used  # Padding is read as more of the last chunk, then cleared.
+    begins = np.cumsum(lengths) - lengths
+    targets = tokens.take(_ranges(starts, lengths), mode="clip").astype(np.int32).reshape(shape)
+    inputs = np.empty(shape, np.int32)
+    inputs[:, 1:] = targets[:, :-1]
+    inputs.ravel()[begins] = np.where(starts > 0, tokens[starts - 1], self._eos_id)
+    examples = {"inputs": inputs, "targets": targets, "weights": np.ones(shape, np.float32)}
+    if segments:
+      numbers = np.arange(1, len(lengths) + 1, dtype=np.int32) - np.repeat(firsts, counts).astype(np.int32)
+      examples["segment_ids"] = np.repeat(numbers, lengths).reshape(shape)
+      examples["positions"] = _ranges(np.zeros(len(lengths), np.int32), lengths).reshape(shape)
+    for row in np.flatnonzero(used < self._seq_len):
+      for values in examples.values():
+        values[row, used[row]:] = 0
+    return examples
+
+
+class Concat(_Packed):
   """Documents joined, then split: example i has the targets [i * T, (i + 1) * T) of the store; the last is padded."""
 
   def __init__(self, store: TokenStore, seq_len: int, eos_id: int, document_mask: bool):
     """Args: `document_mask`: whether examples carry segment_ids and positions."""
-    self.store = store
-    self._seq_len = seq_len
-    self._eos_id = eos_id
+    super().__init__(store, seq_len, eos_id)
     self._document_mask = document_mask
 
   def __len__(self) -> int:
     return -(-self.store.num_tokens // self._seq_len)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    length = self._seq_len
-    start = index * length
-    end = min(start + length, self.store.num_tokens)
-    if end - start == length and start:
-      # Almost every example: as few operations as there can be, for this sets the speed of the pipeline.
-      tokens = self.store.tokens[start - 1:end].astype(np.int32)
-      example = {"inputs": tokens[:-1], "targets": tokens[1:], "weights": np.ones(length, np.float32)}
-    else:
-      example = _empty(length)
-      _fill(example, 0, self.store.tokens, start, end, self._eos_id)
+  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    starts = indices * self._seq_len
+    stops = np.minimum(starts + self._seq_len, self.store.num_tokens)
+    counts = np.ones(len(indices), np.int64)
     if self._document_mask:
-      example |= self._segments(start, end)
-    return example
+      starts, stops, counts = self._cut(starts, stops)
+    return self._fill(starts, stops - starts, counts, self._document_mask)
 
-  def _segments(self, start: int, end: int) -> dict[str, np.ndarray]:
+  def _cut(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts examples where documents end within them; returns starts and stops of the parts, and how many each has."""
     ends = self.store.ends
-    first, last = np.searchsorted(ends, (start, end - 1), side="right")
-    cuts = np.array([0, *(ends[first:last] - start).tolist(), end - start])
-    return _segment_arrays(cuts[1:] - cuts[:-1], self._seq_len)
+    first = np.searchsorted(ends, starts, side="right")
+    counts = np.searchsorted(ends, stops, side="left") - first + 1
+    # The last part of an example ends with it, perhaps before its document does.
+    cuts = ends[_ranges(first, counts)]
+    lasts = np.cumsum(counts) - 1
+    cuts[lasts] = stops
+    begins = np.roll(cuts, 1)
+    begins[lasts - counts + 1] = starts
+    return begins, cuts, counts
 
 
-class BestFit:
+class BestFit(_Packed):
   """Documents kept whole where they fit, after Ding et al. 2024, "Fewer Truncations Improve Language Modeling".
 
   A document longer than T is cut into chunks of T and a rest. Chunks are packed into examples by best-fit-decreasing
@@ -62,24 +104,14 @@ class BestFit:
   input.
   """
 
-  def __init__(self, store: TokenStore, seq_len: int, eos_id: int):
-    self.store = store
-    self._seq_len = seq_len
-    self._eos_id = eos_id
-
   def __len__(self) -> int:
     return len(self.plan.offsets) - 1
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    plan = self.plan
-    low, high = plan.offsets[index], plan.offsets[index + 1]
-    example = _empty(self._seq_len)
-    starts, lengths = plan.starts[low:high], plan.lengths[low:high]
-    place = 0
-    for start, length in zip(starts.tolist(), lengths.tolist()):
-      _fill(example, place, self.store.tokens, start, start + length, self._eos_id)
-      place += length
-    return example | _segment_arrays(lengths, self._seq_len)
+  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    offsets = self.plan.offsets
+    counts = offsets[indices + 1] - offsets[indices]
+    chunks = _ranges(offsets[indices], counts)
+    return self._fill(self.plan.starts[chunks], self.plan.lengths[chunks], counts, segments=True)
 
   @functools.cached_property
   def plan(self) -> "Plan":
@@ -165,25 +197,8 @@ def _best_fit_decreasing(counts: np.ndarray, capacity: int) -> tuple[np.ndarray,
   return np.concatenate(placed), num_bins
 
 
-def _empty(length: int) -> dict[str, np.ndarray]:
-  inputs, targets = np.zeros((2, length), np.int32)
-  return {"inputs": inputs, "targets": targets, "weights": np.zeros(length, np.float32)}
-
-
-def _segment_arrays(lengths: np.ndarray, seq_len: int) -> dict[str, np.ndarray]:
-  """Returns segment_ids and positions of an example that is made of segments of these lengths, in order."""
-  segment_ids, positions = np.zeros((2, seq_len), np.int32)
-  stops = lengths.cumsum()
-  used = stops[-1]
-  segment_ids[:used] = np.arange(1, len(lengths) + 1).repeat(lengths)
-  positions[:used] = np.arange(used) - (stops - lengths).repeat(lengths)
-  return {"segment_ids": segment_ids, "positions": positions}
-
-
-def _fill(example: dict[str, np.ndarray], place: int, tokens: np.ndarray, start: int, end: int, eos_id: int) -> None:
-  """Writes the targets [start, end) of the store, and their inputs, into an example from `place` on."""
-  stop = place + end - start
-  example["targets"][place:stop] = tokens[start:end]
-  example["inputs"][place + 1:stop] = tokens[start:end - 1]
-  example["inputs"][place] = tokens[start - 1] if start else eos_id
-  example["weights"][place:stop] = 1
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Returns the numbers start, start + 1, ... of ranges of these lengths, joined, in the type of `starts`."""
+  lengths = lengths.astype(starts.dtype)
+  stops = np.cumsum(lengths, dtype=starts.dtype)
+  return np.arange(stops[-1], dtype=starts.dtype) + np.repeat(starts - (stops - lengths), lengths)

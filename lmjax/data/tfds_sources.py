@@ -8,7 +8,8 @@ import difflib
 import pathlib
 from typing import Any, Iterator
 
-from lmjax.config import DataConfig, UserError, nearest
+from lmjax.config import DataConfig
+from lmjax.config_checks import UserError, nearest
 from lmjax.data.pieces import Piece, cut_text, digest, select_split, split_share
 
 _VALIDATION_NAMES = ("validation", "valid", "dev", "test")

@@ -7,6 +7,8 @@ A store is a folder with
   manifest.json  what it was made from, and how much there is
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
@@ -20,13 +22,13 @@ import uuid
 
 import numpy as np
 
-from lmjax.config import UserError
+from lmjax.config_checks import Refused, UserError
 from lmjax.data.pieces import Piece, Source, digest
 from lmjax.data.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 # Characters tokenised at a time: two pieces a core keep all cores busy, and while it is in the tokenizers library, a
-# token takes over a hundred bytes.
+# token takes over a hundred bytes. Two batches are in memory at a time.
 _BATCH_SIZE = max(1 << 20, (os.cpu_count() or 1) << 17)
 
 
@@ -110,8 +112,8 @@ def build_store(source: Source, split: str, tokenizer: Tokenizer, cache_dir: str
       if not path.is_dir():
         _build(source, split, tokenizer, path)
   except OSError as e:
-    raise UserError(f"The tokens of {source.spec} cannot be written to {path.parent} ({e.strerror or e}); make room "
-                    "there or set config.data.cache_dir to another folder.") from e
+    raise Refused(f"The tokens of {source.spec} cannot be written to {path.parent} ({e.strerror or e}); make room "
+                  "there or set config.data.cache_dir to another folder.") from e
   return TokenStore(path)
 
 
@@ -139,8 +141,8 @@ def _write(source: Source, split: str, tokenizer: Tokenizer, folder: pathlib.Pat
   bar = tqdm(desc=f"tokenising {source.spec} ({split})", total=source.approximate_bytes(split), unit="B",
              unit_scale=True, delay=1, disable=None)
   with open(folder / "tokens.bin", "wb") as tokens_file, open(folder / "ends.bin", "wb") as ends_file, bar:
-    for batch in _batches(source.pieces(split)):
-      num_documents += _write_batch(batch, tokenizer, dtype, num_tokens, tokens_file, ends_file)
+    for batch, ids in _encoded(_batches(source.pieces(split)), tokenizer):
+      num_documents += _write_batch(batch, ids, tokenizer.eos_id, num_tokens, tokens_file, ends_file, dtype)
       num_tokens = tokens_file.tell() // dtype.itemsize
       batch_bytes = sum(len(piece.text.encode()) for piece in batch)
       num_bytes += batch_bytes
@@ -168,20 +170,38 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
     yield batch
 
 
-def _write_batch(batch: list[Piece], tokenizer: Tokenizer, dtype: np.dtype, offset: int, tokens_file: BinaryIO,
-                 ends_file: BinaryIO) -> int:
+def _encoded(batches: Iterator[list[Piece]], tokenizer: Tokenizer) -> Iterator[tuple[list[Piece], list[np.ndarray]]]:
+  """Yields batches with the ids of their pieces.
+
+  Two batches are in work at a time: while the last pieces of one are encoded, or its ids made arrays, which takes one
+  core, the others are busy with the next.
+  """
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    pending = collections.deque()
+    for batch in batches:
+      pending.append((batch, pool.submit(tokenizer.encode_batch, [piece.text for piece in batch])))
+      if len(pending) == 2:
+        batch, ids = pending.popleft()
+        yield batch, ids.result()
+    for batch, ids in pending:
+      yield batch, ids.result()
+
+
+def _write_batch(batch: list[Piece], ids: list[np.ndarray], eos_id: int, offset: int, tokens_file: BinaryIO,
+                 ends_file: BinaryIO, dtype: np.dtype) -> int:
   """Appends the tokens of some pieces and the ends of the documents among them; returns how many ended."""
-  eos = np.array([tokenizer.eos_id], dtype)
+  eos = np.array([eos_id], dtype)
   arrays, ends = [], []
-  for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch])):
-    arrays.append(ids.astype(dtype))
-    offset += len(ids)
+  for piece, tokens in zip(batch, ids):
+    arrays.append(tokens.astype(dtype))
+    offset += len(tokens)
     if piece.ends_document:
       arrays.append(eos)
       offset += 1
       ends.append(offset)
-  np.concatenate(arrays).tofile(tokens_file)
-  np.array(ends, np.int64).tofile(ends_file)
+  # Not `tofile`, which does not say why the system refuses it.
+  tokens_file.write(np.concatenate(arrays))
+  ends_file.write(np.array(ends, np.int64))
   return len(ends)
 
 

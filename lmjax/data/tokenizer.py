@@ -8,7 +8,7 @@ from typing import Any, Iterable, Sequence
 from etils import epath
 import numpy as np
 
-from lmjax.config import UserError
+from lmjax.config_checks import Refused, UserError
 from lmjax.data.pieces import Source, digest
 
 EOS = "<|endoftext|>"
@@ -79,8 +79,12 @@ class Tokenizer:
     """Writes a tokenizer.json; either all of it appears or nothing."""
     path = epath.Path(path)
     temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(self._backend.to_str(pretty=True))
-    temporary.replace(path)
+    try:
+      temporary.write_text(self._backend.to_str(pretty=True))
+      temporary.replace(path)
+    except OSError:
+      temporary.unlink(missing_ok=True)
+      raise
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text."""
@@ -88,7 +92,11 @@ class Tokenizer:
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the ids (uint32) of each text, using all cores."""
-    encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+    try:
+      encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+    except Exception as e:  # The Rust side raises plain Exception.
+      raise UserError(f"The tokenizer of config.data.tokenizer cannot encode the text ({e}); give one that knows every "
+                      "character, such as a byte-level one.") from e
     return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -152,8 +160,8 @@ def load_tokenizer(spec: str, vocab_size: int, sources: Sequence[Source], cache_
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path)
   except OSError as e:
-    raise UserError(f"The trained tokenizer cannot be written to {path.parent} ({e.strerror or e}); make room there or "
-                    "set config.data.cache_dir to another folder.") from e
+    raise Refused(f"The trained tokenizer cannot be written to {path.parent} ({e.strerror or e}); make room there or "
+                  "set config.data.cache_dir to another folder.") from e
   return tokenizer
 
 

@@ -1,12 +1,8 @@
 """Attention: the projections, the key-value cache, and one function with several implementations.
 
 Shapes: B batch, T query length, S key length, N query heads, K key-value heads, G = N / K, H head width, D model width.
-
-A mask is described, not built: `causal`, `window`, positions and segment ids. Only the part of it that a chunk of
-scores needs ever exists as an array.
 """
 
-import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -16,27 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import ModelConfig, UserError
+from lmjax.models.blockwise import blockwise_attention
 from lmjax.models.layers import Einsum, Norm, residual_std
+from lmjax.models.masks import AttentionSpec, alibi_slopes, seen
 from lmjax.partitioning import constrain, platform
-
-# Queries handled at a time by the chunked implementation: their scores stay in a core's cache.
-_CHUNK = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionSpec:
-  """What is static about an attention.
-
-  Attributes:
-    causal: a query sees keys at its own position and before.
-    window: a query sees this many keys at most, its own included; None means no bound.
-    softcap: scores are squashed to +-this.
-    alibi: scores fall linearly with distance (Press et al. 2021, arXiv 2108.12409).
-  """
-  causal: bool = True
-  window: int | None = None
-  softcap: float | None = None
-  alibi: bool = False
 
 
 @struct.dataclass
@@ -44,8 +23,8 @@ class KVCache:
   """Keys and values of the positions decoded so far, for all layers.
 
   Attributes:
-    key: [L, B, S, K, H].
-    value: [L, B, S, K, H].
+    key: [L, B, K, S, H], so that each head's keys lie together, as the products with them want it.
+    value: [L, B, K, S, H].
     positions: [B, S] position held in each slot; -1 where it is empty or padding.
     length: [] slots filled so far.
   """
@@ -61,19 +40,20 @@ class KVCache:
 
   def write(self, layer: jax.Array, key_BTKH: jax.Array, value_BTKH: jax.Array) -> "KVCache":
     """Writes the newest T slots of one layer."""
-    start = (layer, 0, self.length - key_BTKH.shape[1], 0, 0)
-    put = lambda cache, x: jax.lax.dynamic_update_slice(cache, x[None].astype(cache.dtype), start)
+    start = (layer, 0, 0, self.length - key_BTKH.shape[1], 0)
+    put = lambda cache, x: jax.lax.dynamic_update_slice(
+        cache, x.transpose(0, 2, 1, 3)[None].astype(cache.dtype), start)
     return self.replace(key=put(self.key, key_BTKH), value=put(self.value, value_BTKH))
 
   def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns one layer's key_BSKH and value_BSKH."""
-    take = lambda cache: jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
+    take = lambda cache: jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False).transpose(0, 2, 1, 3)
     return take(self.key), take(self.value)
 
 
 def init_cache(cfg: ModelConfig, batch_size: int, max_length: int) -> KVCache:
   """Returns an empty cache with `max_length` slots a sequence."""
-  shape = (cfg.num_layers, batch_size, max_length, cfg.num_kv_heads, cfg.head_dim)
+  shape = (cfg.num_layers, batch_size, cfg.num_kv_heads, max_length, cfg.head_dim)
   zeros = jnp.zeros(shape, jnp.dtype(cfg.dtype))
   return KVCache(zeros, zeros, jnp.full((batch_size, max_length), -1, jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -144,13 +124,6 @@ def rotate(x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
   return turned.astype(x_BTNH.dtype)
 
 
-def alibi_slopes(num_heads: int) -> np.ndarray:
-  """Slope of each head: powers of 2^(-8/n), with every other one of 2n's filled in where n is no power of 2."""
-  powers = lambda n: 2.0 ** (-8.0 / n * np.arange(1, n + 1))
-  n = 2 ** int(np.log2(num_heads))
-  return np.concatenate([powers(n), powers(2 * n)[::2][:num_heads - n]]).astype(np.float32)
-
-
 def dot_product_attention(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, spec: AttentionSpec, *,
     query_positions_BT: jax.Array | None = None, key_positions_BS: jax.Array | None = None,
@@ -162,11 +135,12 @@ def dot_product_attention(
     k_BSKH: keys; K divides N.
     v_BSKH: values.
     spec: what is static.
-    query_positions_BT: None means 0, 1, 2, ..., which also lets blocks above the diagonal be skipped.
+    query_positions_BT: None means 0, 1, 2, ..., which lets blocks that the mask rules out be skipped; with positions
+      given, all scores are made at once.
     key_positions_BS: a key at a negative position is seen by nobody; None means 0, 1, 2, ...
     segment_ids_BT: queries see keys of their own segment only; for self-attention, T = S.
-    implementation: "auto", "xla" (all scores at once), "chunked" (a block of queries at a time, less memory), or
-      "cudnn" (fused, NVIDIA).
+    implementation: "auto", "xla" (all scores at once), "chunked" (a block of scores at a time, made again in the
+      backward pass), or "cudnn" (fused, NVIDIA).
 
   Returns:
     [B, T, N, H] in the queries' type.
@@ -175,8 +149,11 @@ def dot_product_attention(
     implementation = _choose(q_BTNH, spec, query_positions_BT, segment_ids_BT)
   if implementation == "cudnn":
     return _cudnn(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, segment_ids_BT)
-  chunk = _CHUNK if implementation == "chunked" else q_BTNH.shape[1]
-  return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, chunk)
+  if implementation == "chunked" and query_positions_BT is None and key_positions_BS is None:
+    groups = q_BTNH.shape[2] // k_BSKH.shape[2]
+    each = lambda x: jnp.repeat(x, groups, axis=2) if groups > 1 else x
+    return blockwise_attention(q_BTNH, each(k_BSKH), each(v_BSKH), spec, segment_ids_BT)
+  return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT)
 
 
 def _choose(q: jax.Array, spec: AttentionSpec, positions: Any, segment_ids: Any) -> str:
@@ -197,43 +174,23 @@ def _cudnn(q, k, v, spec: AttentionSpec, positions, segment_ids) -> jax.Array:
   return jax.nn.dot_product_attention(q, k, v, is_causal=spec.causal, local_window_size=window, implementation="cudnn")
 
 
-def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_positions, segment_ids, chunk) -> jax.Array:
+def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_positions, segment_ids) -> jax.Array:
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
-  q_BKGTH = (q_BTNH * H ** -0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-  k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-  ordered = query_positions is None and key_positions is None
-  outputs = []
-  for start in range(0, T, chunk):
-    stop = min(start + chunk, T)
-    low = max(0, start + 1 - spec.window) if ordered and spec.window is not None else 0
-    high = stop if ordered and spec.causal else S
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH[:, :, :, start:stop], k_BKSH[:, :, low:high],
-                        preferred_element_type=jnp.float32)
-    if spec.softcap is not None:
-      scores = spec.softcap * jnp.tanh(scores / spec.softcap)
-    at = lambda positions, a, b: jnp.arange(a, b)[None] if positions is None else positions[:, a:b]
-    query_at, key_at = at(query_positions, start, stop)[:, :, None], at(key_positions, low, high)[:, None, :]
-    if spec.alibi:
-      slopes = alibi_slopes(N).reshape(K, N // K, 1, 1)
-      scores = scores - slopes * jnp.abs(query_at - key_at)[:, None, None].astype(jnp.float32)
-    seen_BTS = _seen(spec, query_at, key_at, key_positions is not None)
-    if segment_ids is not None:
-      seen_BTS &= segment_ids[:, start:stop, None] == segment_ids[:, None, low:high]
-    scores = jnp.where(seen_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    outputs.append(jnp.einsum("BKGTS,BKSH->BKGTH", weights, v_BKSH[:, :, low:high]))
-  y_BKGTH = jnp.concatenate(outputs, axis=3) if len(outputs) > 1 else outputs[0]
-  return y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
-def _seen(spec: AttentionSpec, query_at: jax.Array, key_at: jax.Array, may_be_empty: bool) -> jax.Array:
-  """Returns [B or 1, T, S] booleans: does the query at one position see the key at the other?"""
-  seen = jnp.ones(jnp.broadcast_shapes(query_at.shape, key_at.shape), bool)
-  if spec.causal:
-    seen &= key_at <= query_at
-  if spec.window is not None:
-    seen &= query_at - key_at < spec.window
-  if may_be_empty:
-    seen &= key_at >= 0
-  return seen
+  q_BTKGH = (q_BTNH * H ** -0.5).reshape(B, T, K, N // K, H)
+  scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  if spec.softcap is not None:
+    scores = spec.softcap * jnp.tanh(scores / spec.softcap)
+  query_at = (jnp.arange(T)[None] if query_positions is None else query_positions)[:, :, None]
+  key_at = (jnp.arange(S)[None] if key_positions is None else key_positions)[:, None, :]
+  if spec.alibi:
+    slopes = alibi_slopes(N).reshape(K, N // K, 1, 1)
+    scores = scores - slopes * jnp.abs(query_at - key_at)[:, None, None].astype(jnp.float32)
+  seen_BTS = seen(spec, query_at, key_at)
+  if key_positions is not None:
+    seen_BTS &= key_at >= 0
+  if segment_ids is not None:
+    seen_BTS &= segment_ids[:, :, None] == segment_ids[:, None, :]
+  scores = jnp.where(seen_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
+  return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)

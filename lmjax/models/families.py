@@ -3,7 +3,7 @@
 Each function returns a dict for `config.model.update(...)`.
 """
 
-from lmjax.config import UserError, nearest
+from lmjax.config_checks import UserError, nearest
 
 _GPT2_SIZES = {
     # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2; parameters as released.

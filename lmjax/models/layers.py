@@ -7,10 +7,13 @@ from typing import Any, Callable
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 
 from lmjax.config import ModelConfig
-from lmjax.partitioning import constrain
+from lmjax.models.products import einsum
+from lmjax.partitioning import constrain, platform
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
@@ -53,7 +56,7 @@ class Einsum(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     dtype = jnp.dtype(self.cfg.dtype)
     kernel = param(self, "kernel", nn.initializers.normal(self.std), self.shape, self.axes)
-    y = jnp.einsum(self.equation, x.astype(dtype), kernel.astype(dtype))
+    y = checkpoint_name(einsum(self.equation, x.astype(dtype), kernel.astype(dtype)), "product")
     if not self.cfg.use_bias:
       return y
     operands, output = self.equation.split("->")
@@ -62,6 +65,14 @@ class Einsum(nn.Module):
     bias = param(self, "bias", nn.initializers.zeros, tuple(self.shape[i] for i in kept),
                  tuple(self.axes[i] for i in kept))
     return y + bias.astype(dtype)
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+  """Keeps XLA on GPUs from storing x batch-last, as the sum over the batch for the position table asks for.
+
+  The whole residual stream would follow, with a transposition around every fused attention.
+  """
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if platform() == "gpu" else x
 
 
 class Norm(nn.Module):
@@ -113,6 +124,7 @@ class Embed(nn.Module):
     if cfg.position == "learned":
       table = constrain(self.position, "position", "act_embed")
       x_BTD = x_BTD + (table[:tokens_BT.shape[1]] if positions_BT is None else table[positions_BT]).astype(dtype)
+      x_BTD = _row_major(x_BTD)
     if cfg.position == "sinusoidal":
       positions = jnp.arange(tokens_BT.shape[1]) if positions_BT is None else positions_BT
       x_BTD = x_BTD + sinusoids(positions, cfg.embed_dim).astype(dtype)

@@ -60,7 +60,12 @@ def make_optimizer(cfg: OptimConfig, axes: Any) -> Optimizer:
     return contrib.schedule_free(chain, lr, b1=cfg.beta1) if cfg.name == "schedule_free" else chain
 
   def init(params):
-    return transform({"learning_rate": 0.0, "weight_decay": 0.0}).init(params)
+    state = transform({"learning_rate": 0.0, "weight_decay": 0.0}).init(params)
+    if cfg.name == "schedule_free":
+      # optax begins these in the parameters' type, goes on in float32, and evaluates by a rounded b1.
+      zero = jnp.zeros((), jnp.float32)
+      state = state._replace(b1=jnp.float32(cfg.beta1), weight_sum=zero, max_lr=zero)
+    return state
 
   def update(grads, state, params, hparams, loss_fn):
     extra = {"obj_fn": loss_fn} if cfg.name == "sophia" else {}
@@ -73,13 +78,22 @@ def make_optimizer(cfg: OptimConfig, axes: Any) -> Optimizer:
   return Optimizer(init, update, eval_params)
 
 
-def clip_by_global_norm(grads: Any, max_norm: float | None) -> tuple[Any, jax.Array]:
-  """Scales gradients down to a global norm (Pascanu et al. 2012, arXiv 1211.5063); returns them and the norm before."""
-  norm = optax.tree.norm(grads)
-  if max_norm is None:
-    return grads, norm
-  scale = max_norm / jnp.maximum(norm, max_norm)
-  return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), norm
+def mean_and_clip(sums: Any, weight: jax.Array, max_norm: float | None) -> tuple[Any, jax.Array]:
+  """Divides summed gradients by their weight and scales them down to a global norm (Pascanu et al. 2012, 1211.5063).
+
+  Both are one factor, so that the gradients are passed over once and not twice.
+
+  Args:
+    sums: tree of summed gradients.
+    weight: [] what they are the sum of.
+    max_norm: of the result; None does not clip.
+
+  Returns:
+    The gradients, and the norm of the mean before clipping.
+  """
+  norm = optax.tree.norm(sums) / weight
+  factor = 1.0 / weight if max_norm is None else max_norm / (jnp.maximum(norm, max_norm) * weight)
+  return jax.tree.map(lambda g: g * factor.astype(g.dtype), sums), norm
 
 
 def policy_factors(setting: str, policy: tuple, axes: Any) -> Any:

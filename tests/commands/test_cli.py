@@ -111,7 +111,7 @@ def test_what_is_coming_says_so(command, capsys):
     (["report"], "lmjax report needs --workdir: "),
     (["generate", "--workdir=a"], "lmjax generate needs --prompt: "),
     (["eval", "--workdir=a", "--step=soon"], "lmjax eval cannot read its flags: flag --step=soon"),
-    (["eval", "--workdir"], "lmjax eval cannot read its flags: Missing value for flag --workdir"),
+    (["eval", "--workdir"], "cannot read its flags (Missing value for flag --workdir); lmjax eval --help lists them."),
     (["train", "experiments/quickstart.py"], "does not know what to do with 'experiments/quickstart.py'"),
     (["report", "a", "b"], "does not know what to do with 'b'"),
     (["generate", "a", "--prompt=x", "--num_samples=0"], "--num_samples is 0, but it must be at least 1."),

@@ -52,6 +52,9 @@ def test_the_file_alone(path):
     ("--config.optim.learning_rate=3e-4", "optim", "learning_rate", 3e-4),
     ("--config.optim.learning_rate=1", "optim", "learning_rate", 1.0),
     ("--config.optim.clip_norm=None", "optim", "clip_norm", None),
+    ("--config.checkpoint.restore_from=none", "checkpoint", "restore_from", None),
+    ("--config.model.remat_policy=none", "model", "remat_policy", "none"),
+    ("--config.train.num_tokens=None", "train", "num_steps", 10),
     ("--config.model.num_kv_heads=2", "model", "num_kv_heads", 2),
     ("--config.model.scan_layers=false", "model", "scan_layers", False),
     ("--noconfig.model.scan_layers", "model", "scan_layers", False),
@@ -116,8 +119,8 @@ def test_a_value_is_missing_where_the_next_flag_stands(path):
     ("typo", "line 6, uses a setting 'lerning_rate' that does not exist; did you mean 'learning_rate'?"),
     ("group", "line 8, uses a setting 'optimm' that does not exist; did you mean 'optim'?"),
     ("unknown", "line 10, uses a setting 'zzzzzz' that does not exist; --help_config lists them all."),
-    ("type", "line 12, raised TypeError: Could not override field 'learning_rate'"),
-    ("raises", "line 14, raised ZeroDivisionError: division by zero"),
+    ("type", "line 12, raised TypeError (Could not override field 'learning_rate'"),
+    ("raises", "line 14, raised ZeroDivisionError (division by zero); mend the file."),
     ("nothing", "returned NoneType, but it must return the ConfigDict"),
 ])
 def test_a_mistake_in_the_file(path, arg, message):
@@ -129,7 +132,7 @@ def test_a_mistake_in_the_file(path, arg, message):
 @pytest.mark.parametrize("text, argument, message", [
     ("def get_config(: pass", "", "line 1, is not valid Python: invalid syntax."),
     ("x = 1", "", "has no function get_config()"),
-    ("import no_such_module", "", "line 1, raised ModuleNotFoundError: No module named 'no_such_module'"),
+    ("import no_such_module", "", "line 1, raised ModuleNotFoundError (No module named 'no_such_module'); mend"),
     ("def get_config(): return {}", "", "returned dict, but it must return the ConfigDict"),
     ("def get_config(): return {}", ":small", "takes no argument, but 'small' was given; write --config="),
     ("def get_config(size): return {}", "", "needs an argument; write --config="),

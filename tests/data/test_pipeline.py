@@ -73,6 +73,20 @@ def test_order_depends_on_seed_and_step_alone(make_config, texts, packing):
   assert any((one["targets"] != two["targets"]).any() for one, two in zip(whole, other))
 
 
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+def test_the_number_of_processes_may_change_in_mid_run(make_config, texts, packing):
+  """One process reads three batches, then four go on, then two; each holds a run of neighbouring rows."""
+  config = make_config(source=",".join(texts), weights=(1, 3), tokenizer="bytes", seq_len=32, batch_size=8, **packing)
+  data = pipeline.open_data(config)
+  read = lambda start, rows: list(itertools.islice(
+      pipeline.train_batches(data, config, start_step=start, make_example=with_key, rows=rows), 3))
+  joined = []
+  for start, count in ((0, 1), (3, 4), (6, 2)):
+    parts = [read(start, range(8 // count * p, 8 // count * (p + 1))) for p in range(count)]
+    joined += [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts)]
+  _assert_same(joined, _batches(config, 9, make_example=with_key))
+
+
 def test_workers_read_the_same(make_config, texts):
   def config(workers):
     return make_config(source=texts[0], tokenizer="bytes", seq_len=32, packing="best_fit", num_workers=workers)

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from lmjax.commands import cli
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEBUG = f"--config={ROOT / 'experiments' / 'debug.py'}"
 
@@ -101,3 +103,20 @@ def read_result():
 def debug():
   """Returns the flag that chooses experiments/debug.py."""
   return DEBUG
+
+
+@pytest.fixture
+def run_wrong(capsys):
+  """Returns a function that runs lmjax in this process, for its status, what it printed on stderr, and the last line.
+
+  It asserts what holds for every failure: nothing on stdout, no traceback, and an error at the end.
+  """
+  def run_wrong(*argv):
+    capsys.readouterr()
+    status = cli.run([str(argument) for argument in argv])
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err, err
+    line = err.splitlines()[-1]
+    assert line.startswith("lmjax: error: "), err
+    return status, err, line
+  return run_wrong

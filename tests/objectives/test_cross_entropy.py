@@ -27,16 +27,51 @@ def plain(x, w, targets, weights, options):
   return (loss * weights).sum()
 
 
-@pytest.mark.parametrize("options", [
-    LossOptions(), LossOptions(chunk=8), LossOptions(chunk=7), LossOptions(chunk=1),
-    LossOptions(z_loss=0.1, label_smoothing=0.2, softcap=3.0, chunk=6)])
-def test_equals_the_plain_loss_under_a_cotangent_that_is_not_one(options):
+OPTIONS = {"plain": {}, "softcap": dict(softcap=3.0), "smoothing": dict(label_smoothing=0.2),
+           "z_loss": dict(z_loss=0.1),
+           "all": dict(softcap=3.0, label_smoothing=0.2, z_loss=0.1)}
+WEIGHTS = {"ragged": lambda weights: weights, "ones": jnp.ones_like, "zeros": jnp.zeros_like,
+           "one": lambda weights: jnp.zeros_like(weights).at[1, 7].set(1.0)}
+
+
+def assert_same_gradients(ours, theirs, arguments):
+  jitted = lambda f: jax.jit(jax.value_and_grad(f, (0, 1)), compiler_options={"xla_backend_optimization_level": 0})
+  (value, grads), (plain_value, plain_grads) = jitted(ours)(*arguments), jitted(theirs)(*arguments)
+  assert float(value) == pytest.approx(float(plain_value), rel=1e-5)
+  for a, b in zip(grads, plain_grads):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+
+
+@pytest.mark.parametrize("chunk", [None, 8, 7, 1])  # 7 does not divide the length, 24.
+@pytest.mark.parametrize("name", OPTIONS)
+def test_equals_the_plain_loss_under_a_cotangent_that_is_not_one(name, chunk):
   x, w, targets, weights = inputs()
-  ours = lambda x, w: -2.5 * cross_entropy(x, w, targets, weights, options)[0]
-  theirs = lambda x, w: -2.5 * plain(x, w, targets, weights, options)
-  assert float(ours(x, w)) == pytest.approx(float(theirs(x, w)), rel=1e-5)
-  for a, b in zip(jax.grad(ours, (0, 1))(x, w), jax.grad(theirs, (0, 1))(x, w)):
-    np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+  options = LossOptions(chunk=chunk, **OPTIONS[name])
+  assert_same_gradients(lambda x, w: -2.5 * cross_entropy(x, w, targets, weights, options)[0],
+                        lambda x, w: -2.5 * plain(x, w, targets, weights, options), (x, w))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_equals_the_plain_loss_under_any_weights(name):
+  x, w, targets, weights = inputs()
+  weights, options = WEIGHTS[name](weights), LossOptions(chunk=6, **OPTIONS["all"])
+  assert_same_gradients(lambda x, w: 0.3 * cross_entropy(x, w, targets, weights, options)[0],
+                        lambda x, w: 0.3 * plain(x, w, targets, weights, options), (x, w))
+
+
+def test_equals_the_plain_loss_where_the_cotangent_depends_on_it():
+  """As where two losses are multiplied; features and projection come from one array, as in a tied embedding."""
+  x, w, targets, weights = inputs()
+  options = LossOptions(chunk=8)
+  both = lambda loss: lambda x, w: jnp.sin(loss(x @ w.T @ w / V, w)) * jnp.log(loss(x, w))
+  assert_same_gradients(both(lambda x, w: cross_entropy(x, w, targets, weights, options)[0]),
+                        both(lambda x, w: plain(x, w, targets, weights, options)), (x / 4, w / 4))
+
+
+def test_what_is_reported_has_no_gradient():
+  x, w, targets, weights = inputs()
+  reported = lambda x: sum(cross_entropy(x, w, targets, weights, LossOptions(chunk=8))[1].values())
+  assert not jax.grad(reported)(x).any()
 
 
 def test_reports_sums_without_smoothing_and_z_loss():

@@ -5,42 +5,51 @@ A run keeps them in `workdir/checkpoints/<step>/state/`: the state as nested dic
 renaming it, so a process killed at any moment leaves the whole checkpoint or none.
 
 Orbax does not notice every flipped byte in the arrays it reads, and a flipped byte in its descriptions can pass for
-another shape. So before the commit the size and CRC-32 of every file go into `checksums.json` (each process reads back
-what it wrote, in the thread that finishes the save), and they are compared before a restore: a checkpoint that differs
-in any file is damaged, and so is one without that record. Once it has passed, a difference from what the program
-expects is a changed config, which is an error and never a reason to fall back.
+another shape. So the files are compared with a record (see record.py) before a restore: a checkpoint that differs in
+any file is damaged, and so is one without that record. Once it has passed, a difference from what the program expects
+is a changed config, which is an error and never a reason to fall back.
 """
 
-import concurrent.futures
 import contextlib
+import functools
 import json
 import logging as std_logging
-from typing import Any
-import zlib
+import sys
+from typing import Any, Callable
 
 from absl import logging
 from etils import epath
-import flax.traverse_util
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lmjax.checkpoint import arrays, record
 from lmjax.config import CheckpointConfig, UserError
+from lmjax.config_checks import Refused
 
 _ITEM = "state"
-_RECORD = "checksums.json"
-_READ_BYTES = 1 << 22
 _REFUSALS = ("No space left on device", "Disk quota exceeded", "File too large", "Permission denied",
              "Read-only file system")
 
 
 def _is_shown(record: std_logging.LogRecord) -> bool:
   """Keeps Orbax's messages for those who debug: what matters in them is raised or warned of here."""
-  return "/orbax/" not in record.pathname or logging.get_verbosity() >= logging.DEBUG
+  # asyncio tells of the other files when the disk refuses several of those that Orbax writes at once.
+  said = record.getMessage()
+  echo = "exception was never retrieved" in said and ("/orbax/" in said or said.startswith("_GatheringFuture"))
+  return not (echo or "/orbax/" in record.pathname) or logging.get_verbosity() >= logging.DEBUG
 
 
-logging.get_absl_logger().addFilter(_is_shown)
+for _logger in (logging.get_absl_logger(), std_logging.getLogger("asyncio")):
+  _logger.addFilter(_is_shown)
+
+
+def _without_closed_loops(shown: Callable[[Any], None], unraisable: Any) -> None:
+  """Keeps back what TensorStore prints of each file that is still open when the disk has refused another."""
+  closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+  if not closed or logging.get_verbosity() >= logging.DEBUG:
+    shown(unraisable)
 
 
 class Checkpointer:
@@ -59,8 +68,9 @@ class Checkpointer:
     self.workdir = epath.Path(workdir)
     self._directory = _checkpoints_folder(workdir)
     self._config = config
+    self._staging = arrays.Staging()
     # Trained weights shrink by a tenth at most, and compressing them takes longer than writing them.
-    handler = _RecordingHandler(use_compression=False)
+    handler = record.RecordingHandler(use_compression=False)
     registry = ocp.DefaultCheckpointHandlerRegistry()
     registry.add(_ITEM, ocp.args.PyTreeSave, handler)
     kept = [ocp.checkpoint_managers.LatestN(config.keep_last)]
@@ -69,13 +79,16 @@ class Checkpointer:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
         enable_async_checkpointing=True,  # A synchronous save is one that is waited for.
-        cleanup_tmp_directories=True, lightweight_initialize=True, save_root_metadata=False)
+        cleanup_tmp_directories=False,  # `_clear_unfinished` does it.
+        lightweight_initialize=True, save_root_metadata=False)
     try:
       _clear_unfinished(self._directory)
       self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
     except OSError as e:
       raise UserError(f"The folder {self._directory} cannot be written ({e.strerror or e}); "
                       "give a workdir that can.") from e
+    self._shown = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_without_closed_loops, self._shown)
 
   def should_save(self, step: int) -> bool:
     """Whether `checkpoint.every_steps` asks for a checkpoint after `step`."""
@@ -98,9 +111,9 @@ class Checkpointer:
     self.wait()
     if step in self._manager.all_steps():
       return
-    tree = _to_tree(state)
+    tree = arrays.to_tree(state)
     if self._config.async_save:
-      tree = jax.tree.map(_detached, tree)
+      tree = self._staging.copy(tree)
     args = ocp.args.PyTreeSave(tree, custom_metadata=json.loads(json.dumps(meta)))
     with _write_errors(self._directory):
       self._manager.save(step, args=ocp.args.Composite(**{_ITEM: args}), force=True)
@@ -128,7 +141,8 @@ class Checkpointer:
     if not steps:
       return None
     step = _newest_undamaged(self._directory, steps)
-    state, meta = _read(self._directory, step, abstract_state)
+    saved, meta = arrays.saved(self._directory / str(step) / _ITEM)
+    state = _read_part(self._directory, step, saved, "", abstract_state, cast=False)
     damaged = [other for other in steps if other > step]
     if damaged:
       if jax.process_index() == 0:
@@ -153,8 +167,11 @@ class Checkpointer:
     Raises:
       UserError: if it could not be written.
     """
-    with _write_errors(self._directory):
-      self._manager.close()
+    try:
+      with _write_errors(self._directory):
+        self._manager.close()
+    finally:
+      sys.unraisablehook = self._shown
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
@@ -165,6 +182,9 @@ def latest_step(workdir: epath.PathLike) -> int | None:
 def restore_params(workdir: epath.PathLike, abstract_params: Any, step: int | None = None, *,
                    prefer_ema: bool = True) -> Any:
   """Reads the parameters of a run, and nothing else of its checkpoint, onto any mesh.
+
+  The run may be training meanwhile: where it has replaced the newest checkpoint before that was read, the one that is
+  there now is taken.
 
   Args:
     workdir: the folder of the run.
@@ -179,25 +199,14 @@ def restore_params(workdir: epath.PathLike, abstract_params: Any, step: int | No
     UserError: if there is no such workdir, checkpoint or step, if it is damaged, or if its shapes differ.
   """
   directory = _checkpoints_folder(workdir)
-  step = _choose_step(workdir, directory, step)
-  saved = _saved(directory, step)[0]
-  return _read_part(directory, step, saved, _params_name(saved, prefer_ema), abstract_params, cast=True)
-
-
-def load_params(workdir: epath.PathLike, step: int | None = None, *, prefer_ema: bool = True) -> dict:
-  """Reads the parameters of a run as it saved them, as nested dicts of arrays on the default device.
-
-  Args and errors are those of `restore_params`.
-  """
-  directory = _checkpoints_folder(workdir)
-  step = _choose_step(workdir, directory, step)
-  saved = _saved(directory, step)[0]
-  name = _params_name(saved, prefer_ema)
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = {key.removeprefix(f"{name}/"): jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=device)
-              for key, value in saved.items() if key.startswith(f"{name}/")}
-  abstract = flax.traverse_util.unflatten_dict(abstract, sep="/")
-  return _read_part(directory, step, saved, name, abstract, cast=False)
+  chosen = _choose_step(workdir, directory, step)
+  try:
+    return _read_params(directory, chosen, abstract_params, prefer_ema)
+  except Exception:
+    # Of several processes only some may have met this, and they can not agree on another step.
+    if step is not None or jax.process_count() > 1 or not (newer := _newer_steps(directory, chosen)):
+      raise
+  return _read_params(directory, _newest_undamaged(directory, newer), abstract_params, prefer_ema)
 
 
 @contextlib.contextmanager
@@ -213,96 +222,27 @@ def _write_errors(directory: epath.Path):
     reason = next((words for words in _REFUSALS if words.lower() in f"{e!r} {e.__cause__!r}".lower()), None)
     if reason is None:
       raise
-    raise UserError(f"A checkpoint could not be written to {directory} ({reason}); make room or give another "
-                    "workdir, and start again: the run goes on from its last checkpoint.") from e
-
-
-# The tree that is saved.
-
-
-def _flat(state: Any) -> dict[str, Any]:
-  """Returns {"params/block/kernel": leaf, ...}; empty optimizer states and None hold no arrays and leave no trace."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-  assert len(flat) == len(leaves), "Two leaves of the state have the same name."
-  return flat
-
-
-def _is_key(leaf: Any) -> bool:
-  return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_tree(state: Any) -> dict:
-  """Returns the state as nested dicts, with random keys as the integers they are made of."""
-  flat = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in _flat(state).items()}
-  return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _detached(leaf: jax.Array) -> jax.Array:
-  """Returns a copy of an array that lives on the CPU, and any other array as it is.
-
-  Orbax copies from an accelerator before a save returns, but on the CPU it writes from the array's own memory, and the
-  next training step, to which that memory is donated, would wait until it is written.
-  """
-  if any(device.platform != "cpu" for device in leaf.sharding.device_set):
-    return leaf
-  shards = [jax.device_put(_aligned_copy(np.asarray(shard.data)), shard.device) for shard in leaf.addressable_shards]
-  return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
-
-
-def _aligned_copy(array: np.ndarray) -> np.ndarray:
-  """Returns a copy that starts at a multiple of 64 bytes, which `device_put` takes over without copying it again."""
-  memory = np.empty(array.nbytes + 64, np.uint8)
-  start = -memory.ctypes.data % 64
-  copy = memory[start:start + array.nbytes].view(array.dtype).reshape(array.shape)
-  np.copyto(copy, array)
-  return copy
-
-
-def _stored_form(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  """Returns what `_to_tree` makes of an array described by `leaf`."""
-  if not _is_key(leaf):
-    return leaf
-  data = jax.eval_shape(jax.random.key_data, leaf)
-  return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
-
-
-def _from_stored(leaf: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
-  """Inverse of `_stored_form`, on values."""
-  if not _is_key(abstract):
-    return leaf
-  impls = []  # `key_impl` takes keys and tracers only, not a ShapeDtypeStruct.
-  jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), abstract)
-  return jax.random.wrap_key_data(leaf, impl=impls[0])
+    raise Refused(f"A checkpoint could not be written to {directory} ({reason}); make room or give another "
+                  "workdir, and start again: the run goes on from its last checkpoint.") from e
 
 
 # Reading.
 
 
-def _saved(directory: epath.Path, step: int) -> tuple[dict[str, Any], dict]:
-  """Returns ({name: description with shape and dtype}, meta) of a checkpoint."""
-  metadata = ocp.PyTreeCheckpointHandler().metadata(directory / str(step) / _ITEM)
-  return flax.traverse_util.flatten_dict(metadata.tree, sep="/"), metadata.custom_metadata
-
-
-def _read(directory: epath.Path, step: int, abstract_state: Any) -> tuple[Any, dict]:
-  saved, meta = _saved(directory, step)
-  return _read_part(directory, step, saved, "", abstract_state, cast=False), meta
+def _read_params(directory: epath.Path, step: int, abstract_params: Any, prefer_ema: bool) -> Any:
+  saved, _ = arrays.saved(directory / str(step) / _ITEM)
+  return _read_part(directory, step, saved, _params_name(saved, prefer_ema), abstract_params, cast=True)
 
 
 def _read_part(directory: epath.Path, step: int, saved: dict[str, Any], name: str, abstract: Any, *, cast: bool) -> Any:
   """Reads the subtree `name` ("" for all) of a checkpoint into the structure and shardings of `abstract`."""
   prefix = f"{name}/" if name else ""
-  wanted = {prefix + key: leaf for key, leaf in _flat(abstract).items()}
-  stored = {key: _stored_form(leaf) for key, leaf in wanted.items()}
+  wanted = {prefix + key: leaf for key, leaf in arrays.flat(abstract).items()}
+  stored = {key: arrays.stored_form(leaf) for key, leaf in wanted.items()}
   _check_fits(f"The checkpoint of step {step} in {directory}", stored,
               {key: leaf for key, leaf in saved.items() if key.startswith(prefix)}, cast)
-  tree = flax.traverse_util.unflatten_dict(stored, sep="/")
-  args = ocp.args.PyTreeRestore(
-      tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    values = flax.traverse_util.flatten_dict(reader.restore(directory / str(step) / _ITEM, args=args), sep="/")
-  leaves = [_from_stored(values[key], leaf) for key, leaf in wanted.items()]
+  values = arrays.read(directory / str(step) / _ITEM, stored)
+  leaves = [arrays.from_stored(values[key], leaf) for key, leaf in wanted.items()]
   return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract), leaves)
 
 
@@ -354,17 +294,22 @@ def _choose_step(workdir: epath.PathLike, directory: epath.Path, step: int | Non
   if step not in steps:
     known = ", ".join(map(str, sorted(steps)))
     raise UserError(f"{workdir} has no checkpoint of step {step}; it has those of {known}.")
-  reason = _agreed_damage(directory / str(step) / _ITEM)
+  reason = record.agreed_damage(directory / str(step) / _ITEM)
   if reason:
     raise UserError(f"The checkpoint of step {step} in {directory} is damaged: {reason}; choose another step.")
   return step
 
 
 def _newest_undamaged(directory: epath.Path, steps: list[int]) -> int:
-  """Returns the first of `steps` whose files are what was written, with a warning for each before it."""
+  """Returns the first of `steps` whose files are what was written, with a warning for each before it.
+
+  A run that is training may save a newer one meanwhile and remove one of these; then it is the newer that counts.
+  """
   reasons = []
   for step in steps:
-    reason = _agreed_damage(directory / str(step) / _ITEM)
+    reason = record.agreed_damage(directory / str(step) / _ITEM)
+    if reason and not reasons and (newer := _newer_steps(directory, steps[0])):
+      return _newest_undamaged(directory, newer)
     if not reason:
       for damaged, why in reasons:
         if jax.process_index() == 0:
@@ -377,8 +322,17 @@ def _newest_undamaged(directory: epath.Path, steps: list[int]) -> int:
                   "start afresh.")
 
 
+def _newer_steps(directory: epath.Path, newest: int) -> list[int]:
+  """Returns the steps of the checkpoints there are now, newest first, if one is newer than `newest`; else nothing."""
+  steps = _steps(directory)
+  if jax.process_count() > 1:  # Each process may see another moment: that of the first counts.
+    last = int(multihost_utils.broadcast_one_to_all(np.array(steps[0] if steps else newest)))
+    steps = [last, *(step for step in steps if step < last)]
+  return steps if steps and steps[0] > newest else []
+
+
 def _clear_unfinished(directory: epath.Path) -> None:
-  """Removes what an interrupted save left; Orbax overlooks it when the save had only just begun."""
+  """Removes what an interrupted save left; Orbax's own cleaning overlooks it when the save had only just begun."""
   if jax.process_index() or not directory.exists():
     return
   for path in directory.iterdir():
@@ -397,84 +351,3 @@ def _set_aside(directory: epath.Path, step: int) -> None:
 def _barrier(name: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
-
-
-# The record of sizes and checksums.
-
-
-class _RecordingHandler(ocp.PyTreeCheckpointHandler):
-  """Writes the record of every file before Orbax commits the checkpoint."""
-
-  async def async_save(self, directory: epath.Path, item: Any = None, save_args: Any = None, args: Any = None) -> list:
-    """Starts the save; its future ends when this process has recorded the files it wrote."""
-    written = await super().async_save(directory, item, save_args, args)
-    return [ocp.future.ChainedFuture(written, lambda: _record_own_files(directory))]
-
-  def finalize(self, directory: epath.Path) -> None:
-    """Joins the records of all processes; Orbax calls this in process 0 when all have written."""
-    super().finalize(directory)
-    record = {}
-    for part in list(directory.glob(f"*.{_RECORD}")):
-      record.update(json.loads(part.read_text()))
-      part.unlink()
-    record.update({name: _size_and_crc(path) for name, path in _files(directory) if name not in record})
-    text = json.dumps(record, indent=0)
-    (directory / _RECORD).write_text(f"{zlib.crc32(text.encode())}\n{text}")
-
-
-def _record_own_files(directory: epath.Path) -> None:
-  """Records the folder that only this process writes to."""
-  process = jax.process_index()
-  record = {name: _size_and_crc(path) for name, path in _files(directory, f"ocdbt.process_{process}")}
-  (directory / f"{process}.{_RECORD}").write_text(json.dumps(record))
-
-
-def _files(directory: epath.Path, part: str = "") -> list[tuple[str, epath.Path]]:
-  """Returns (name relative to `directory`, path) of all files below `directory / part`."""
-  found, folders = [], [directory / part] if part else [directory]
-  while folders:
-    for path in folders.pop().iterdir():
-      if path.is_dir():
-        folders.append(path)
-      else:
-        found.append((str(path.relative_to(directory)), path))
-  return found
-
-
-def _size_and_crc(path: epath.Path) -> list[int]:
-  size, crc = 0, 0
-  with path.open("rb") as file:
-    while block := file.read(_READ_BYTES):
-      size, crc = size + len(block), zlib.crc32(block, crc)
-  return [size, crc]
-
-
-def _agreed_damage(folder: epath.Path) -> str | None:
-  """Returns why a checkpoint is damaged, or None, the same verdict in all processes, which share the reading."""
-  reason = _damage(folder, jax.process_index(), jax.process_count())
-  if jax.process_count() > 1 and np.any(multihost_utils.process_allgather(np.array(reason is not None))):
-    return reason or "another process found a file that is not what was written"
-  return reason
-
-
-def _damage(folder: epath.Path, process: int, num_processes: int) -> str | None:
-  """Returns what is wrong with the files in this process's share of a checkpoint, or None."""
-  try:
-    crc, _, text = (folder / _RECORD).read_text().partition("\n")
-  except (OSError, UnicodeDecodeError):
-    return f"{_RECORD} is missing or cannot be read"
-  if crc != str(zlib.crc32(text.encode())):
-    return f"{_RECORD} does not have the checksum it was written with"
-  files = sorted((name, size, crc) for name, (size, crc) in json.loads(text).items())
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    return next(filter(None, pool.map(lambda entry: _file_damage(folder, *entry), files[process::num_processes])), None)
-
-
-def _file_damage(folder: epath.Path, name: str, size: int, crc: int) -> str | None:
-  try:
-    found_size, found_crc = _size_and_crc(folder / name)
-  except OSError:
-    return f"{name} is missing or cannot be read"
-  if found_size != size:
-    return f"{name} has {found_size} bytes instead of {size}"
-  return None if found_crc == crc else f"{name} does not have the checksum it was written with"

@@ -1,0 +1,161 @@
+"""What a setting may be: the sentence for each mistake, the ranges of single settings, and what goes together.
+
+`lmjax.config` declares the settings and calls these checks whenever it reads some.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from typing import Any
+
+# Every duration: (group, stem of its three fields).
+DURATIONS = (("train", "num"), ("optim", "warmup"), ("optim", "decay"), ("eval", "every"), ("checkpoint", "every"))
+UNITS = ("steps", "tokens", "epochs")
+
+
+class UserError(Exception):
+  """Something the user can mend. Its message is one sentence: what is wrong, where, and what would be right."""
+
+
+class Refused(UserError):
+  """What was asked is right, but the machine or the run stands in its way: a full disk, a workdir in use, bad numbers.
+
+  The exit status is 1, where that of a wrong request is 2.
+  """
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+  """Returns `; did you mean 'x'?` for the known name closest to `name`, or a list of what is known."""
+  known = sorted(known)
+  match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f"; did you mean {match[0]!r}?" if match else f"; known are: {', '.join(known)}."
+
+
+def split_sources(spec: str) -> list[str]:
+  """Splits `data.source` at its commas."""
+  return [part.strip() for part in spec.split(",") if part.strip()]
+
+
+def split_optional(kind: type) -> tuple[type, bool]:
+  """Splits `int | None` into (int, True) and `int` into (int, False)."""
+  if isinstance(kind, types.UnionType):
+    return next(a for a in typing.get_args(kind) if a is not type(None)), True
+  return kind, False
+
+
+def reject_unknown(where: str, given: typing.Iterable[str], known: typing.Iterable[str]) -> None:
+  """Raises a UserError for a name that is not known."""
+  for name in given:
+    if name not in known:
+      raise UserError(f"{where} has no setting {name!r}{nearest(name, known)}")
+
+
+def checked(where: str, name: str, value: Any, kind: type, field: dataclasses.Field) -> Any:
+  """Returns the value in the field's type, or raises a UserError that says what would be right."""
+  full = f"{where}.{name}"
+  base, optional = split_optional(kind)
+  if value is None:
+    if optional:
+      return None
+    raise UserError(f"{full} is None, but it needs a value of type {base.__name__}.")
+  value = _converted(full, value, base)
+  meta = field.metadata
+  if meta["choices"] and value not in meta["choices"]:
+    raise UserError(f"{full} is {value!r}, which is not one of its values{nearest(str(value), meta['choices'])}")
+  if isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f"{full} is {value}, but it must be a finite number.")
+  for bound, broken, words in (("low", lambda v, b: v < b, "at least"), ("above", lambda v, b: v <= b, "more than"),
+                               ("high", lambda v, b: v > b, "at most")):
+    if meta[bound] is not None and broken(value, meta[bound]):
+      unit = f" {meta['unit']}" if meta["unit"] else ""
+      raise UserError(f"{full} is {value}, but it must be {words} {meta[bound]}{unit}.")
+  return value
+
+
+def _converted(full: str, value: Any, base: type) -> Any:
+  if base is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if base is tuple and isinstance(value, list):
+    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+  if base is int and isinstance(value, float) and value == int(value):
+    return int(value)
+  if not isinstance(value, base) or (base is int and isinstance(value, bool)):
+    raise UserError(f"{full} is {value!r}, but it must be of type {base.__name__}.")
+  return value
+
+
+def check_combinations(config: Any) -> None:
+  """Raises a UserError where settings of a `lmjax.config.Config`, each right alone, cannot work together."""
+  for group, stem in DURATIONS:
+    given = [f"config.{group}.{stem}_{unit}" for unit in UNITS
+             if getattr(getattr(config, group), f"{stem}_{unit}") is not None]
+    if len(given) > 1:
+      raise UserError(f"{' and '.join(given)} are both set; keep one and set the other to None.")
+    if (group, stem) == ("train", "num") and not given:
+      raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
+  _check_model(config.model, config.data.seq_len)
+  _check_optim(config.optim)
+  train, data, mesh = config.train, config.data, config.mesh
+  if train.batch_size % train.grad_accum_steps:
+    raise UserError(f"config.train.batch_size is {train.batch_size}, which config.train.grad_accum_steps = "
+                    f"{train.grad_accum_steps} does not divide.")
+  num_sources = len(split_sources(data.source))
+  if data.weights and len(data.weights) != num_sources:
+    raise UserError(f"config.data.weights has {len(data.weights)} values for the {num_sources} sources of "
+                    "config.data.source; give one each, or ().")
+  if any(not isinstance(w, (int, float)) or not 0 < w < math.inf for w in data.weights):
+    raise UserError(f"config.data.weights is {data.weights}, but every weight must be a number above 0.")
+  for entry in config.eval.sets:
+    if not isinstance(entry, str):
+      raise UserError(f"config.eval.sets has the entry {entry!r}, but every entry must be text: validation, train or "
+                      "NAME=SOURCE.")
+  for name in ("restore_from", "import_from"):
+    if getattr(config.checkpoint, name) == "":
+      raise UserError(f"config.checkpoint.{name} is empty; give a folder, or None to start from none.")
+  sizes = dataclasses.asdict(mesh)
+  if sum(size == -1 for size in sizes.values()) > 1:
+    raise UserError("Only one axis of config.mesh may be -1; "
+                    f"now {' and '.join(k for k, v in sizes.items() if v == -1)} are.")
+  for axis, size in sizes.items():
+    if size == 0:
+      raise UserError(f"config.mesh.{axis} is 0, but it must be -1 or at least 1.")
+
+
+def _check_model(model: Any, seq_len: int) -> None:
+  if model.head_dim is None and model.embed_dim % model.num_heads:
+    raise UserError(f"config.model.num_heads = {model.num_heads} does not divide embed_dim = {model.embed_dim}; "
+                    "change one, or set config.model.head_dim.")
+  if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+    raise UserError(f"config.model.num_kv_heads = {model.num_kv_heads} does not divide num_heads = "
+                    f"{model.num_heads}.")
+  head_dim = model.head_dim or model.embed_dim // model.num_heads
+  if model.position == "rotary" and head_dim % 2:
+    raise UserError(f"config.model.position is rotary, which needs an even head_dim, but it is {head_dim}.")
+  if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
+    raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
+                    "config.model.max_positions; shorten the one or raise the other.")
+
+
+def _check_optim(optim: Any) -> None:
+  if optim.name == "schedule_free" and optim.schedule != "constant":
+    raise UserError("config.optim.name is schedule_free, which averages in place of a schedule, but "
+                    f"config.optim.schedule is {optim.schedule}; set it to constant.")
+  decay = [unit for unit in UNITS if getattr(optim, f"decay_{unit}") is not None]
+  if decay and optim.schedule != "wsd":
+    raise UserError(f"config.optim.decay_{decay[0]} is for the wsd schedule, but config.optim.schedule is "
+                    f"{optim.schedule}; set it to wsd, or leave the decay out.")
+  if optim.name == "schedule_free" and optim.beta1 == 0:
+    raise UserError("config.optim.beta1 is 0, but schedule_free interpolates by it; set it above 0, such as 0.9.")
+  for name in ("learning_rate_policy", "weight_decay_policy"):
+    for entry in getattr(optim, name):
+      try:
+        pattern, factor = entry
+        re.compile(pattern)
+        if not 0 <= float(factor) < math.inf:
+          raise ValueError("the factor must be 0 or more")
+      except (TypeError, ValueError, re.error) as e:
+        raise UserError(f"config.optim.{name} has the entry {entry!r}, which is not a (regex, factor) pair: "
+                        f"{e}.") from e

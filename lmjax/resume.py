@@ -1,0 +1,145 @@
+"""Whether a run may go on from what its workdir holds: which settings may change in between, and which may not."""
+
+import dataclasses
+import json
+import operator
+from typing import Any, Mapping
+
+from absl import logging
+from etils import epath
+
+from lmjax.config import Config, UserError, from_config_dict, resolve_model
+
+# Every setting is in one of these three.
+
+# They say which examples a step sees, what the model is, and what the state holds; or they have had their effect on
+# the initial parameters, and the run's record would no longer be true.
+FIXED = (
+    "seed", "train.batch_size", "objective.name", "optim.name",
+    "data.source", "data.weights", "data.text_field", "data.validation_fraction", "data.tokenizer",
+    "data.tokenizer_vocab_size", "data.seq_len", "data.packing", "data.document_mask", "data.shuffle",
+    "model.num_layers", "model.embed_dim", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.mlp_dim",
+    "model.vocab_size", "model.max_positions", "model.block", "model.norm", "model.norm_eps", "model.norm_bias",
+    "model.position", "model.rope_theta", "model.activation", "model.gated_mlp", "model.use_bias", "model.qk_norm",
+    "model.attention_window", "model.attention_softcap", "model.logit_softcap", "model.tie_embeddings",
+    "model.scale_embeddings", "model.init_std", "model.scale_residual_init", "model.param_dtype")
+
+# They change what is learned from here on, which is what a researcher may want: a longer run, another learning rate
+# after a spike, more dropout. The run says so, once, in a warning. Another num_steps bends the rest of the schedule.
+WARNED = (
+    "train.num_steps", "train.num_tokens", "train.num_epochs", "train.ema_decay", "train.on_spike",
+    "train.spike_threshold", "model.dropout", "model.dtype", "objective.label_smoothing", "objective.z_loss",
+    "optim.learning_rate", "optim.schedule", "optim.warmup_steps", "optim.warmup_tokens", "optim.warmup_epochs",
+    "optim.decay_steps", "optim.decay_tokens", "optim.decay_epochs", "optim.final_learning_rate_ratio", "optim.beta1",
+    "optim.beta2", "optim.momentum", "optim.eps", "optim.weight_decay", "optim.clip_norm",
+    "optim.adam_learning_rate_ratio", "optim.learning_rate_policy", "optim.weight_decay_policy")
+
+# They change how the numbers are computed, kept and shown, and not what they are but for rounding.
+FREE = (
+    "train.grad_accum_steps", "train.on_nonfinite", "train.log_every_steps", "train.sample_prompt",
+    "train.sample_length", "train.compilation_cache",
+    "model.attention_impl", "model.remat_policy", "model.scan_layers", "objective.loss_chunk",
+    "data.data_dir", "data.cache_dir", "data.num_workers", "data.prefetch",
+    "eval.sets", "eval.every_steps", "eval.every_tokens", "eval.every_epochs", "eval.batch_size", "eval.num_batches",
+    "eval.final_num_batches", "eval.use_ema",
+    "checkpoint.every_steps", "checkpoint.every_tokens", "checkpoint.every_epochs", "checkpoint.keep_last",
+    "checkpoint.keep_every_steps", "checkpoint.async_save", "checkpoint.restore_from", "checkpoint.import_from",
+    "mesh.replica", "mesh.data", "mesh.fsdp", "mesh.stage", "mesh.expert", "mesh.context", "mesh.tensor",
+    "tracking.tensorboard", "tracking.wandb_project", "tracking.trackio_project")
+
+# Those among WARNED with a value that switches them off: the state has a part for them or it has not.
+OFF = {"train.ema_decay": 0.0, "train.on_spike": "ignore"}
+
+
+def check_resume(saved: Mapping[str, Any], config: Config, workdir: Any) -> list[str]:
+  """Compares the config of a run with the one that it is to go on with, both with sizes and durations resolved.
+
+  Args:
+    saved: what the run had, as `dataclasses.asdict` made it.
+    config: what it is to go on with.
+    workdir: for the message.
+
+  Returns:
+    For each change of a setting in WARNED, words such as "config.optim.learning_rate = 0.1 (it was 0.3)".
+
+  Raises:
+    UserError: where a setting in FIXED has changed, or one in OFF was switched on or off.
+  """
+  changes = _changes(from_config_dict(saved), config)
+  _refuse(changes, workdir)
+  return [f"config.{name} = {new!r} (it was {old!r})" for name, (old, new) in changes.items()]
+
+
+def check_before_data(workdir: epath.Path, config: Config) -> None:
+  """Checks a run that has checkpoints for what can be told before its data is open, which may take long.
+
+  Args:
+    workdir: of the run.
+    config: what it is to go on with, as the user gave it.
+
+  Raises:
+    UserError: as `check_resume` does.
+  """
+  if (record := _read_record(workdir)) is None:
+    return
+  saved = from_config_dict(record)
+  # Its size follows from the data; any other that was not given follows from the config.
+  model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or saved.model.vocab_size)
+  _refuse(_changes(saved, resolve_model(dataclasses.replace(config, model=model), 0)), workdir)
+
+
+def check_workdir(workdir: epath.Path, config: Config, tokenizer: Any) -> None:
+  """Checks a run that has checkpoints before anything large is built, and warns of what it learns otherwise from here.
+
+  Args:
+    workdir: of the run.
+    config: what it is to go on with, sizes and durations resolved.
+    tokenizer: the one of its data.
+
+  Raises:
+    UserError: as `check_resume` does, and where the text has changed and with it a tokenizer trained on it.
+  """
+  if (saved := _read_record(workdir)) is None:
+    return _check_tokenizer(workdir, tokenizer)
+  # Other text under the same settings is told as such, and not by the sizes that follow from it.
+  if not any(name.startswith("data.") for name in _changes(from_config_dict(saved), config)):
+    _check_tokenizer(workdir, tokenizer)
+  for change in check_resume(saved, config, workdir):
+    logging.warning("The run goes on with %s.", change)
+
+
+def finished_result(workdir: epath.Path) -> dict[str, Any] | None:
+  """Returns the result.json of a run that has finished, else None."""
+  path = workdir / "result.json"
+  result = json.loads(path.read_text()) if path.exists() else {}
+  return result if result.get("status") == "finished" else None
+
+
+def _read_record(workdir: epath.Path) -> dict[str, Any] | None:
+  """Returns the config.json of a run; None where someone has copied the checkpoints alone, which have it in them."""
+  path = workdir / "config.json"
+  try:
+    return json.loads(path.read_text()) if path.exists() else None
+  except ValueError as e:
+    raise UserError(f"{path} is not valid JSON ({e}); put back the one that the run has written, or remove it.") from e
+
+
+def _refuse(changes: Mapping[str, tuple[Any, Any]], workdir: Any) -> None:
+  for name, (old, new) in changes.items():
+    if name in FIXED or (name in OFF and OFF[name] in (old, new)):
+      raise UserError(f"The run in {workdir} has config.{name} = {old!r}, but now it is {new!r}; to go on keep "
+                      f"{old!r}, to start another run give another --workdir.")
+
+
+def _changes(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+  """Returns {name: (old value, new value)} of the settings in FIXED and WARNED that differ."""
+  values = {name: tuple(operator.attrgetter(name)(config) for config in (before, now)) for name in (*FIXED, *WARNED)}
+  return {name: (old, new) for name, (old, new) in values.items() if old != new}
+
+
+def _check_tokenizer(workdir: epath.Path, tokenizer: Any) -> None:
+  from lmjax.data.tokenizer import Tokenizer
+  saved = workdir / "tokenizer.json"
+  if saved.exists() and Tokenizer.from_file(saved).fingerprint != tokenizer.fingerprint:
+    raise UserError(f"The text has changed since {workdir} was begun, and with it the tokenizer; to go on with the one "
+                    f"of that run set config.data.tokenizer={saved} in a new --workdir, with checkpoint.restore_from.")
