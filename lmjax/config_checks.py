@@ -80,7 +80,7 @@ def _converted(full: str, value: Any, base: type) -> Any:
     return float(value)
   if base is tuple and isinstance(value, list):
     return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-  if base is int and isinstance(value, float) and value == int(value):
+  if base is int and isinstance(value, float) and value.is_integer():
     return int(value)
   if not isinstance(value, base) or (base is int and isinstance(value, bool)):
     raise UserError(f"{full} is {value!r}, but it must be of type {base.__name__}.")

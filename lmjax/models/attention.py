@@ -111,8 +111,10 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[ja
   Returns:
     Two arrays [B, T, 1, H / 2] in float32.
   """
-  # Written as Hugging Face writes it, so that float32 rounds alike.
-  rates = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+  # Rounded where Hugging Face rounds, for at far positions the last bit of a rate shows in the logits. NumPy's own
+  # float32 powers differ between processors.
+  exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(np.float64)
+  rates = np.float32(1.0) / (theta ** exponents).astype(np.float32)
   angles = positions[..., None, None].astype(jnp.float32) * rates
   return jnp.sin(angles), jnp.cos(angles)
 

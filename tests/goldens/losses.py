@@ -7,9 +7,9 @@ floats. Of debug.py three things are changed: the text, because the standard lib
 versions of Python; the learning rates, so that every optimizer learns; and the batch and vocabulary, see below.
 
 A float32 sum depends on the order in which it is added up, which XLA chooses by the machine. Therefore this runs in a
-process of its own with code for AVX2 whatever more the processor has, without the kernels and functions that are chosen
-by processor (YNNPACK is what XLA uses for matrix products where it may), and with one thread for a product, however
-many cores there are. Optimising the code would take most of the time, and be one more thing to vary. What is left is
+process of its own with code for AVX2 whatever more the processor has (oneDNN, which makes Eigen's products, writes its
+code as it runs and is told by itself), without the kernels and functions that are chosen by processor (YNNPACK is what
+XLA uses for matrix products where it may), and with one thread for a product, however many cores there are. Optimising the code would take most of the time, and be one more thing to vary. What is left is
 Eigen, which cuts the sums of a product by the size of the first cache; no sum here has more than 257 terms, which it
 should leave whole with 32 KiB.
 """
@@ -23,7 +23,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "ONEDNN_MAX_CPU_ISA": "AVX2",
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1 "
                  "--xla_cpu_max_isa=AVX2 --xla_cpu_prefer_vector_width=256 "
                  "--xla_cpu_multi_thread_eigen=false --xla_cpu_enable_platform_dependent_math=false "
