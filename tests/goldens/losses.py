@@ -9,9 +9,9 @@ versions of Python; the learning rates, so that every optimizer learns; and the 
 A float32 sum depends on the order in which it is added up, which XLA chooses by the machine. Therefore this runs in a
 process of its own with code for AVX2 whatever more the processor has (oneDNN, which makes Eigen's products, writes its
 code as it runs and is told by itself), without the kernels and functions that are chosen by processor (YNNPACK is what
-XLA uses for matrix products where it may), and with one thread for a product, however many cores there are. Optimising the code would take most of the time, and be one more thing to vary. What is left is
-Eigen, which cuts the sums of a product by the size of the first cache; no sum here has more than 257 terms, which it
-should leave whole with 32 KiB.
+XLA uses for matrix products where it may), and with one thread for a product, however many cores there are. Optimising
+the code would take most of the time, and be one more thing to vary. What is left is Eigen, which cuts the sums of a
+product by the size of the first cache; no sum here has more than 257 terms, which it should leave whole with 32 KiB.
 """
 
 import importlib.metadata
