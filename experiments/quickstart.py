@@ -16,7 +16,7 @@ from lmjax.models import families
 def get_config():
   config = base_config()
   config.model.update(families.llama_style(), num_layers=4, embed_dim=128, num_heads=2, mlp_dim=352, scan_layers=False,
-                      qk_norm=True, init_std=0.05)
+                      qk_norm="head", init_std=0.05)
   config.data.update(tokenizer="bpe", tokenizer_vocab_size=4096, seq_len=256)
   config.optim.update(name="muon", learning_rate=1.5e-2, schedule="linear", warmup_steps=20,
                       final_learning_rate_ratio=0.02, weight_decay=0.05)

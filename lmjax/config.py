@@ -46,7 +46,13 @@ def setting(default: Any, help: str, *, unit: str = "", choices: tuple = (), low
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The architecture. Presets for the published families are in `lmjax/models/families.py`."""
-  num_layers: int = setting(4, "Transformer blocks.", low=1, high=_MAX_SIZE)
+  architecture: str = setting(
+      "decoder", "Which tokens a token sees: those before it (decoder), all (encoder), or those before it and all of an "
+      "encoder (encoder_decoder).", choices=("decoder", "encoder", "encoder_decoder", "xlnet"))
+  num_layers: int = setting(4, "Transformer blocks, or those of the encoder.", low=1, high=_MAX_SIZE)
+  num_decoder_layers: int | None = setting(
+      None, "Blocks of the decoder of an encoder-decoder; None means num_layers.", low=1, high=_MAX_SIZE)
+  share_layers: bool = setting(False, "Whether all blocks have the same parameters (ALBERT).")
   embed_dim: int = setting(128, "Width of the residual stream (D).", low=1, high=_MAX_SIZE)
   num_heads: int = setting(4, "Query heads (N).", low=1, high=_MAX_SIZE)
   num_kv_heads: int | None = setting(None, "Key and value heads (K); None means num_heads.", low=1,
@@ -57,24 +63,70 @@ class ModelConfig:
   vocab_size: int | None = setting(
       None, "Rows of the embedding (V); None means the tokenizer's size rounded up to a multiple of 128.", low=2,
       high=_MAX_SIZE)
+  embedding_dim: int | None = setting(
+      None, "Width of the embeddings; another than embed_dim, which None means, is projected to it (ALBERT, ELECTRA).",
+      low=1, high=_MAX_SIZE)
+  embedding_norm: bool = setting(False, "Whether the sum of the embeddings is normalised (BERT).")
+  token_types: int = setting(0, "Rows of the token type embedding (BERT's segments A and B); 0 has none.", low=0,
+                             high=_MAX_SIZE)
   max_positions: int | None = setting(
       None, "Positions a learned table holds; None means data.seq_len.", unit="tokens", low=1,
       high=_MAX_SIZE)
-  block: str = setting("pre", "Where the norms stand in a block.", choices=("pre", "post", "parallel"))
+  position_offset: int = setting(0, "Rows at the start of a learned position table that no position uses (RoBERTa).",
+                                 low=0, high=_MAX_SIZE)
+  block: str = setting(
+      "pre", "Where the norms of a block stand: pre is x + f(norm(x)), post norm(x + f(x)), inner x + norm(f(x)), "
+      "sandwich x + norm(f(norm(x))), parallel x + f(norm(x)) + g(norm(x)), parallel_two the same with two norms.",
+      choices=("pre", "post", "inner", "sandwich", "parallel", "parallel_two"))
   norm: str = setting("layernorm", "Normalisation.", choices=("layernorm", "rmsnorm"))
   norm_eps: float = setting(1e-5, "Added to the variance before its root.", above=0)
   norm_bias: bool = setting(True, "Whether LayerNorm has a bias.")
+  norm_offset: bool = setting(False, "Whether a norm multiplies by 1 + its scale (Gemma).")
   position: str = setting("learned", "Position information.",
-                          choices=("learned", "rotary", "sinusoidal", "alibi", "none"))
+                          choices=("learned", "rotary", "sinusoidal", "alibi", "relative", "none"))
   rope_theta: float = setting(10_000.0, "Base of the rotary wavelengths.", above=0)
+  local_rope_theta: float | None = setting(
+      None, "The same in local layers, which are then not stretched (Gemma 3); None means rope_theta.", above=0)
+  rotary_fraction: float = setting(
+      1.0, "Share of a head's width that rotary positions turn (GPT-NeoX).", above=0, high=1)
+  rope_scaling: str = setting("none", "How rotary wavelengths are stretched for longer texts.",
+                              choices=("none", "linear", "dynamic", "yarn", "llama3"))
+  rope_factor: float = setting(1.0, "Factor of that stretch.", low=1)
+  rope_original_positions: int | None = setting(
+      None, "Positions before the stretch, which all but linear need.", unit="tokens", low=1, high=_MAX_SIZE)
+  rope_low_frequency: float = setting(
+      1.0, "Turns over the original positions up to which llama3 and yarn stretch in full.", above=0)
+  rope_high_frequency: float = setting(
+      4.0, "Turns over the original positions from which on they do not stretch; yarn's paper has 32.", above=0)
+  rope_attention_factor: float | None = setting(
+      None, "What yarn multiplies sines and cosines by; None means 0.1 ln(rope_factor) + 1.", above=0)
+  relative_buckets: int = setting(32, "Buckets of distances of relative positions (T5).", low=4, high=_MAX_SIZE)
+  relative_max_distance: int = setting(128, "Distance from which on all share a bucket.", unit="tokens", low=2,
+                                       high=_MAX_SIZE)
   activation: str = setting("gelu_tanh", "Activation of the MLP.", choices=("gelu", "gelu_tanh", "relu", "silu"))
   gated_mlp: bool = setting(False, "Whether the MLP is gated (GLU variants).")
   use_bias: bool = setting(True, "Whether the linear maps have biases.")
-  qk_norm: bool = setting(False, "Whether queries and keys are RMS-normalised per head.")
+  qkv_bias: bool | None = setting(None, "Whether those to queries, keys and values do; None means use_bias.")
+  out_bias: bool | None = setting(None, "Whether attention's output map does; None means use_bias.")
+  mlp_bias: bool | None = setting(None, "Whether those of the MLP do; None means use_bias.")
+  qk_norm: str = setting("none", "Whether queries and keys are RMS-normalised: each head (Qwen3) or all heads as one "
+                         "vector (OLMo 2).", choices=("none", "head", "all"))
+  attention_scale: float | None = setting(
+      None, "What scores are multiplied by; None means 1 / sqrt(head_dim).", above=0)
   attention_window: int | None = setting(
-      None, "Keys a query may see, itself included; None means all before it.", unit="tokens", low=1)
+      None, "Keys a query may see, itself included, in local layers; None means all before it.", unit="tokens", low=1)
+  attention_pattern: tuple = setting(
+      (), "Kinds of the layers, local or global, repeated over them; () means all are local where there is a window.")
   attention_softcap: float | None = setting(None, "Attention scores are squashed to +-this by tanh.", above=0)
   logit_softcap: float | None = setting(None, "Output logits are squashed to +-this by tanh.", above=0)
+  head: str = setting(
+      "lm", "What the model ends in: logits over the vocabulary (lm), those and of the sentence pair (pretraining), "
+      "whether each token was replaced (replaced), labels of the sequence, of each token or of each choice, the bounds "
+      "of a span, one vector (pooled), or none.",
+      choices=("lm", "pretraining", "replaced", "sequence", "token", "choice", "span", "pooled", "none"))
+  num_labels: int = setting(2, "Labels of a sequence or token head; 1 is a regression.", low=1, high=_MAX_SIZE)
+  head_transform: bool = setting(False, "Whether a dense layer and a norm stand before the output projection (BERT).")
+  head_bias: bool = setting(False, "Whether the output projection has a bias.")
   tie_embeddings: bool = setting(True, "Whether the output projection is the embedding's transpose.")
   scale_embeddings: bool = setting(False, "Whether embeddings are multiplied by sqrt(embed_dim).")
   dropout: float = setting(0.0, "Dropout rate of embeddings, attention output and MLP output.", low=0, high=0.99)
@@ -319,15 +371,26 @@ def resolve_model(config: Config, vocab_size: int) -> Config:
     raise UserError(f"The tokenizer has {vocab_size} tokens but config.model.vocab_size is {model.vocab_size}; "
                     f"set it to {vocab_size} or more, or leave it None.")
   model = dataclasses.replace(
-      model,
-      num_kv_heads=model.num_kv_heads or model.num_heads,
-      head_dim=model.head_dim or model.embed_dim // model.num_heads,
-      mlp_dim=model.mlp_dim or 4 * model.embed_dim,
+      fill_sizes(model),
       vocab_size=model.vocab_size or -(-vocab_size // 128) * 128,
       max_positions=model.max_positions or config.data.seq_len,
       # Sophia differentiates forwards through the gradient, which the fused kernels cannot.
       attention_impl="chunked" if config.optim.name == "sophia" else model.attention_impl)
   return dataclasses.replace(config, model=model)
+
+
+def fill_sizes(model: ModelConfig) -> ModelConfig:
+  """Fills in what follows from the model's other settings: sizes of parts, and which maps have biases."""
+  default = lambda name, value: value if getattr(model, name) is None else getattr(model, name)
+  return dataclasses.replace(
+      model,
+      num_decoder_layers=(default("num_decoder_layers", model.num_layers)
+                          if model.architecture == "encoder_decoder" else model.num_decoder_layers),
+      num_kv_heads=default("num_kv_heads", model.num_heads),
+      head_dim=default("head_dim", model.embed_dim // model.num_heads),
+      mlp_dim=default("mlp_dim", 4 * model.embed_dim),
+      embedding_dim=default("embedding_dim", model.embed_dim),
+      **{name: default(name, model.use_bias) for name in ("qkv_bias", "out_bias", "mlp_bias")})
 
 
 def eval_batch_size(config: Config) -> int:

@@ -132,8 +132,18 @@ def _check_model(model: Any, seq_len: int) -> None:
     raise UserError(f"config.model.num_kv_heads = {model.num_kv_heads} does not divide num_heads = "
                     f"{model.num_heads}.")
   head_dim = model.head_dim or model.embed_dim // model.num_heads
-  if model.position == "rotary" and head_dim % 2:
-    raise UserError(f"config.model.position is rotary, which needs an even head_dim, but it is {head_dim}.")
+  if model.position == "rotary" and int(head_dim * model.rotary_fraction) % 2:
+    raise UserError(f"config.model.position is rotary, which needs an even head_dim, but it turns "
+                    f"{int(head_dim * model.rotary_fraction)} of {head_dim}.")
+  if model.rope_scaling not in ("none", "linear") and model.rope_original_positions is None:
+    raise UserError(f"config.model.rope_scaling is {model.rope_scaling}, which needs "
+                    "config.model.rope_original_positions; set it to the positions the model was first trained with.")
+  for kind in model.attention_pattern:
+    if kind not in ("local", "global"):
+      raise UserError(f"config.model.attention_pattern has the entry {kind!r}, but each is 'local' or 'global'.")
+  if "local" in model.attention_pattern and model.attention_window is None:
+    raise UserError("config.model.attention_pattern has local layers, but config.model.attention_window is None; set "
+                    "it to the keys that a query in them may see.")
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")

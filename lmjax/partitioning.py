@@ -32,7 +32,12 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "vocab": "tensor",
     "position": None,
+    "token_type": None,
+    "embedding": None,
+    "labels": None,
+    "buckets": None,
     "norm": None,
+    "norm_heads": "tensor",
     # Activations.
     "batch": _BATCH,
     "length": "context",

@@ -37,7 +37,7 @@ def test_every_setting_says_what_it_means():
     (dict(model=dict(norm="rms")), "config.model.norm is 'rms', which is not one of its values; did you mean"),
     (dict(model=dict(num_heads=3)), "num_heads = 3 does not divide embed_dim = 128"),
     (dict(model=dict(num_kv_heads=3)), "num_kv_heads = 3 does not divide num_heads = 4"),
-    (dict(model=dict(position="rotary", head_dim=5)), "needs an even head_dim, but it is 5"),
+    (dict(model=dict(position="rotary", head_dim=5)), "needs an even head_dim, but it turns 5 of 5"),
     (dict(model=dict(max_positions=64)), "seq_len is 256, more than the 64 learned positions"),
     (dict(optim=dict(learning_rate=-1.0)), "learning_rate is -1.0, but it must be at least 0"),
     (dict(optim=dict(learning_rate=float("nan"))), "learning_rate is nan, but it must be a finite number"),

@@ -16,6 +16,7 @@ NAMES = {name: default for name, default, _ in config_lib.settings_help()}
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 TUPLES = {
     "data.weights": st.sampled_from([(), (1.0,), (3,)]),
+    "model.attention_pattern": st.sampled_from([(), ("global",)]),
     "eval.sets": st.lists(st.sampled_from(["validation", "train", "mine=a.txt,b c.txt"]), unique=True).map(tuple),
     "optim.learning_rate_policy": st.lists(st.tuples(st.sampled_from(["bias", r"a/(b|c)$"]), st.floats(0, 2)),
                                            max_size=2).map(tuple),

@@ -8,8 +8,8 @@ _BLOCK = "transformer.h.{layer}"
 FAMILY = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
-    fixed=dict(block="pre", norm="layernorm", norm_bias=True, position="learned", gated_mlp=False, use_bias=True,
-               scale_residual_init=True),
+    fixed=dict(block="pre", norm="layernorm", norm_bias=True, position="learned", gated_mlp=False, qkv_bias=True,
+               out_bias=True, mlp_bias=True, scale_residual_init=True),
     fields=(
         Field("n_layer", "num_layers"),
         Field("n_embd", "embed_dim"),

@@ -18,9 +18,10 @@ from lmjax.convert.family import Family, Field, Required
 
 FAMILIES = {family.model_type: family for family in (gpt2.FAMILY, llama.FAMILY)}
 
-# ModelConfig settings that change how a model starts, trains or is computed, but not which function it is.
-_NEUTRAL = ("dropout", "init_std", "scale_residual_init", "attention_impl", "dtype", "param_dtype", "remat_policy",
-            "scan_layers")
+# ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
+# use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.
+_NEUTRAL = ("use_bias", "dropout", "init_std", "scale_residual_init", "attention_impl", "dtype", "param_dtype",
+            "remat_policy", "scan_layers")
 
 # config.json settings of every family that change no logits: names, types of storage, defaults of generation, labels.
 _IGNORED_FIELDS = frozenset("""
@@ -139,12 +140,12 @@ def to_hf(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
   """Returns the family that can express a model, and its settings there.
 
   Args:
-    cfg: with all sizes filled in.
+    cfg: of the model.
 
   Raises:
     UserError: if no family can; it names the settings that stand in the way.
   """
-  refusals = []
+  cfg, refusals = config_lib.fill_sizes(cfg), []
   for family in FAMILIES.values():
     hf = _written(family, cfg)
     lost = _lost(family, hf, cfg)

@@ -23,8 +23,9 @@ FAMILY = Family(
         Field("hidden_act", "activation", "silu", (
             ("silu", "silu"), ("swish", "silu"), ("gelu", "gelu"), ("gelu_new", "gelu_tanh"),
             ("gelu_pytorch_tanh", "gelu_tanh"), ("relu", "relu"))),
-        Field("attention_bias", "use_bias", False),
-        Field("mlp_bias", "use_bias", False),
+        Field("attention_bias", "qkv_bias", False),
+        Field("attention_bias", "out_bias", False),
+        Field("mlp_bias", "mlp_bias", False),
         Field("tie_word_embeddings", "tie_embeddings", False),
         Field("initializer_range", "init_std", 0.02),
     ),

@@ -3,18 +3,18 @@
 Shapes: B batch, T query length, S key length, N query heads, K key-value heads, G = N / K, H head width, D model width.
 """
 
-from typing import Any
+from typing import Any, Callable
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lmjax.config import ModelConfig, UserError
 from lmjax.models.blockwise import blockwise_attention
 from lmjax.models.layers import Einsum, Norm, residual_std
 from lmjax.models.masks import AttentionSpec, alibi_slopes, seen
+from lmjax.models.rope import rotary_angles, rotate
 from lmjax.partitioning import constrain, platform
 
 
@@ -58,79 +58,111 @@ def init_cache(cfg: ModelConfig, batch_size: int, max_length: int) -> KVCache:
   return KVCache(zeros, zeros, jnp.full((batch_size, max_length), -1, jnp.int32), jnp.zeros((), jnp.int32))
 
 
+@struct.dataclass
+class Context:
+  """What all blocks of a stack read besides the residual stream; None where there is none.
+
+  Attributes:
+    positions_BT: positions of the tokens; None means 0, 1, 2, ...
+    segment_ids_BT: attention stays within equal ids, which count from 1; 0 is padding.
+    bias_BNTS: added to the scores of self-attention; B may be 1.
+    encoded_BSD: what cross-attention reads.
+    encoded_segment_ids_BS: its segment ids.
+  """
+  positions_BT: jax.Array | None = None
+  segment_ids_BT: jax.Array | None = None
+  bias_BNTS: jax.Array | None = None
+  encoded_BSD: jax.Array | None = None
+  encoded_segment_ids_BS: jax.Array | None = None
+
+
 class Attention(nn.Module):
-  """Multi-head attention with grouped queries (Ainslie et al. 2023, arXiv 2305.13245)."""
+  """Multi-head attention with grouped queries (Ainslie et al. 2023, arXiv 2305.13245).
+
+  Attributes:
+    cfg: the model's settings.
+    causal: whether a token sees none after it.
+    cross: whether keys and values are of the encoded sequence.
+  """
   cfg: ModelConfig
+  causal: bool = True
+  cross: bool = False
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array | None, segment_ids_BT: jax.Array | None,
-               cache: KVCache | None, layer: jax.Array) -> tuple[jax.Array, KVCache | None]:
+  def __call__(self, x_BTD: jax.Array, context: Context, cache: KVCache | None,
+               layer: jax.Array) -> tuple[jax.Array, KVCache | None]:
     """Returns y_BTD and the cache with this layer's keys and values written."""
     cfg = self.cfg
     D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-    q_BTNH = Einsum(cfg, "BTD,DNH->BTNH", (D, N, H), heads, cfg.init_std, name="query")(x_BTD)
-    k_BSKH = Einsum(cfg, "BTD,DKH->BTKH", (D, K, H), kv_heads, cfg.init_std, name="key")(x_BTD)
-    v_BSKH = Einsum(cfg, "BTD,DKH->BTKH", (D, K, H), kv_heads, cfg.init_std, name="value")(x_BTD)
-    if cfg.qk_norm:
-      q_BTNH = Norm(cfg, "rmsnorm", name="query_norm")(q_BTNH)
-      k_BSKH = Norm(cfg, "rmsnorm", name="key_norm")(k_BSKH)
+    source = context.encoded_BSD if self.cross else x_BTD
+    into = lambda name, shape, axes: Einsum(cfg, "BTD,DNH->BTNH", shape, axes, cfg.init_std, cfg.qkv_bias, name=name)
+    q_BTNH = into("query", (D, N, H), heads)(x_BTD)
+    k_BSKH = into("key", (D, K, H), kv_heads)(source)
+    v_BSKH = into("value", (D, K, H), kv_heads)(source)
+    if cfg.qk_norm != "none":
+      axes = 1 if cfg.qk_norm == "head" else 2
+      q_BTNH = Norm(cfg, "rmsnorm", axes, name="query_norm")(q_BTNH)
+      k_BSKH = Norm(cfg, "rmsnorm", axes, name="key_norm")(k_BSKH)
+    local = is_local(cfg, layer)
     if cfg.position == "rotary":
-      positions = jnp.arange(x_BTD.shape[1])[None] if positions_BT is None else positions_BT
-      sin, cos = rotary_angles(positions, H, cfg.rope_theta)
+      positions = jnp.arange(x_BTD.shape[1])[None] if context.positions_BT is None else context.positions_BT
+      sin, cos = _by_kind(local, lambda local: rotary_angles(cfg, positions, local))
       q_BTNH, k_BSKH = rotate(q_BTNH, sin, cos), rotate(k_BSKH, sin, cos)
     q_BTNH = constrain(q_BTNH, "batch", "length", "act_heads", None)
     k_BSKH = constrain(k_BSKH, "batch", "length", "act_kv_heads", None)
     v_BSKH = constrain(v_BSKH, "batch", "length", "act_kv_heads", None)
+    if self.cross:
+      y_BTNH = dot_product_attention(
+          q_BTNH, k_BSKH, v_BSKH, AttentionSpec(causal=False, scale=cfg.attention_scale),
+          segment_ids_BT=context.segment_ids_BT, key_segment_ids_BS=context.encoded_segment_ids_BS,
+          implementation="xla")
+    else:
+      y_BTNH, cache = self._see_itself(q_BTNH, k_BSKH, v_BSKH, context, cache, layer, local)
+    y_BTNH = constrain(y_BTNH, "batch", "length", "act_heads", None)
+    out = Einsum(cfg, "BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), residual_std(cfg), cfg.out_bias,
+                 name="out")
+    return out(y_BTNH), cache
 
-    key_positions_BS = positions_BT
+  def _see_itself(self, q_BTNH, k_BSKH, v_BSKH, context, cache, layer, local):
+    cfg = self.cfg
+    positions_BT = key_positions_BS = context.positions_BT
     if cache is not None:
       cache = cache.write(layer, k_BSKH, v_BSKH)
       (k_BSKH, v_BSKH), key_positions_BS = cache.read(layer), cache.positions
-    elif segment_ids_BT is not None:
+    elif context.segment_ids_BT is not None or not self.causal:
       # Within a segment, order in the row is order of position; the static form lets kernels skip whole blocks.
       positions_BT = key_positions_BS = None
-    spec = AttentionSpec(True, cfg.attention_window, cfg.attention_softcap, cfg.position == "alibi")
-    y_BTNH = dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, spec,
-        query_positions_BT=positions_BT, key_positions_BS=key_positions_BS, segment_ids_BT=segment_ids_BT,
-        implementation=cfg.attention_impl if cache is None else "xla")
-    y_BTNH = constrain(y_BTNH, "batch", "length", "act_heads", None)
-    out = Einsum(cfg, "BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), residual_std(cfg), name="out")
-    return out(y_BTNH), cache
+
+    def attend(local):
+      spec = AttentionSpec(self.causal, cfg.attention_window if local else None, cfg.attention_softcap,
+                           cfg.position == "alibi", cfg.attention_scale)
+      return dot_product_attention(
+          q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT=positions_BT, key_positions_BS=key_positions_BS,
+          segment_ids_BT=context.segment_ids_BT, bias_BNTS=context.bias_BNTS,
+          implementation=cfg.attention_impl if cache is None else "xla")
+    return _by_kind(local, attend), cache
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-  """Sines and cosines of the rotary embedding (Su et al. 2021, arXiv 2104.09864).
-
-  Args:
-    positions: [B, T] integers.
-    head_dim: H.
-    theta: base of the wavelengths.
-
-  Returns:
-    Two arrays [B, T, 1, H / 2] in float32.
-  """
-  # Rounded where Hugging Face rounds, for at far positions the last bit of a rate shows in the logits. NumPy's own
-  # float32 powers differ between processors.
-  exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(np.float64)
-  rates = np.float32(1.0) / (theta ** exponents).astype(np.float32)
-  angles = positions[..., None, None].astype(jnp.float32) * rates
-  return jnp.sin(angles), jnp.cos(angles)
+def is_local(cfg: ModelConfig, layer: jax.Array) -> bool | jax.Array:
+  """Is this a local layer? A Python bool where all are of one kind, else an array, for the layers share one program."""
+  kinds = [kind == "local" for kind in cfg.attention_pattern] or [cfg.attention_window is not None]
+  return kinds[0] if len(set(kinds)) == 1 else jnp.array(kinds)[layer % len(kinds)]
 
 
-def rotate(x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-  """Turns the pairs (x[i], x[i + H/2]) by their angles, in float32."""
-  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x_BTNH.dtype)
+def _by_kind(local: bool | jax.Array, function: Callable[[bool], Any]) -> Any:
+  """Returns function(local), with a local and a global branch of which one runs where that is not known before."""
+  if isinstance(local, bool):
+    return function(local)
+  return jax.lax.cond(local, lambda: function(True), lambda: function(False))
 
 
 def dot_product_attention(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, spec: AttentionSpec, *,
     query_positions_BT: jax.Array | None = None, key_positions_BS: jax.Array | None = None,
-    segment_ids_BT: jax.Array | None = None, implementation: str = "auto") -> jax.Array:
-  """Softmax(q k^T / sqrt(H)) v under the mask that `spec`, positions and segment ids describe.
+    segment_ids_BT: jax.Array | None = None, key_segment_ids_BS: jax.Array | None = None,
+    bias_BNTS: jax.Array | None = None, implementation: str = "auto") -> jax.Array:
+  """Softmax(scale q k^T + bias) v under the mask that `spec`, positions and segment ids describe.
 
   Args:
     q_BTNH: queries.
@@ -140,13 +172,22 @@ def dot_product_attention(
     query_positions_BT: None means 0, 1, 2, ..., which lets blocks that the mask rules out be skipped; with positions
       given, all scores are made at once.
     key_positions_BS: a key at a negative position is seen by nobody; None means 0, 1, 2, ...
-    segment_ids_BT: queries see keys of their own segment only; for self-attention, T = S.
+    segment_ids_BT: queries see keys of their own segment only; None beside `key_segment_ids_BS` means all of segment 1.
+    key_segment_ids_BS: of keys of another sequence; None means that keys stand where queries do, T = S.
+    bias_BNTS: added to the scores; with it, all scores are made at once.
     implementation: "auto", "xla" (all scores at once), "chunked" (a block of scores at a time, made again in the
       backward pass), or "cudnn" (fused, NVIDIA).
 
   Returns:
     [B, T, N, H] in the queries' type.
   """
+  if key_segment_ids_BS is None:
+    key_segment_ids_BS = segment_ids_BT
+  elif segment_ids_BT is None:
+    segment_ids_BT = jnp.ones(q_BTNH.shape[:2], key_segment_ids_BS.dtype)
+  if bias_BNTS is not None:
+    return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS,
+                bias_BNTS)
   if implementation == "auto":
     implementation = _choose(q_BTNH, spec, query_positions_BT, segment_ids_BT)
   if implementation == "cudnn":
@@ -155,7 +196,7 @@ def dot_product_attention(
     groups = q_BTNH.shape[2] // k_BSKH.shape[2]
     each = lambda x: jnp.repeat(x, groups, axis=2) if groups > 1 else x
     return blockwise_attention(q_BTNH, each(k_BSKH), each(v_BSKH), spec, segment_ids_BT)
-  return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT)
+  return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS)
 
 
 def _choose(q: jax.Array, spec: AttentionSpec, positions: Any, segment_ids: Any) -> str:
@@ -173,13 +214,15 @@ def _cudnn(q, k, v, spec: AttentionSpec, positions, segment_ids) -> jax.Array:
   if refused:
     raise UserError(f"config.model.attention_impl is cudnn, which does not do {' or '.join(refused)}; use auto.")
   window = None if spec.window is None else (spec.window - 1, 0)
-  return jax.nn.dot_product_attention(q, k, v, is_causal=spec.causal, local_window_size=window, implementation="cudnn")
+  return jax.nn.dot_product_attention(q, k, v, scale=spec.scale, is_causal=spec.causal, local_window_size=window,
+                                      implementation="cudnn")
 
 
-def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_positions, segment_ids) -> jax.Array:
+def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_positions, segment_ids, key_segment_ids,
+         bias_BNTS=None) -> jax.Array:
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
-  q_BTKGH = (q_BTNH * H ** -0.5).reshape(B, T, K, N // K, H)
+  q_BTKGH = (q_BTNH * spec.scale_of(H)).reshape(B, T, K, N // K, H)
   scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
   if spec.softcap is not None:
     scores = spec.softcap * jnp.tanh(scores / spec.softcap)
@@ -188,11 +231,13 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_posit
   if spec.alibi:
     slopes = alibi_slopes(N).reshape(K, N // K, 1, 1)
     scores = scores - slopes * jnp.abs(query_at - key_at)[:, None, None].astype(jnp.float32)
+  if bias_BNTS is not None:
+    scores = scores + bias_BNTS.reshape(-1, K, N // K, T, S).astype(jnp.float32)
   seen_BTS = seen(spec, query_at, key_at)
   if key_positions is not None:
     seen_BTS &= key_at >= 0
   if segment_ids is not None:
-    seen_BTS &= segment_ids[:, :, None] == segment_ids[:, None, :]
+    seen_BTS &= segment_ids[:, :, None] == key_segment_ids[:, None, :]
   scores = jnp.where(seen_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
   return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)

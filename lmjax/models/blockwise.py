@@ -40,7 +40,7 @@ class _Rows(NamedTuple):
 
 def blockwise_attention(q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array, spec: AttentionSpec,
                         segment_ids_BT: jax.Array | None = None) -> jax.Array:
-  """Softmax(q k^T / sqrt(H)) v of rows with positions 0, 1, 2, ..., every one of which sees itself.
+  """Softmax(scale q k^T) v of rows with positions 0, 1, 2, ..., every one of which sees itself.
 
   Args:
     q_BTNH: queries.
@@ -54,7 +54,7 @@ def blockwise_attention(q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array,
   """
   B, T, N, H = q_BTNH.shape
   heads_first = lambda x: x.transpose(0, 2, 1, 3)
-  q, k, v = heads_first(q_BTNH * H ** -0.5), heads_first(k_BTNH), heads_first(v_BTNH)
+  q, k, v = heads_first(q_BTNH * spec.scale_of(H)), heads_first(k_BTNH), heads_first(v_BTNH)
   ids = None if segment_ids_BT is None else segment_ids_BT[:, None]
   slopes = jnp.asarray(alibi_slopes(N)).reshape(1, N, 1, 1) if spec.alibi else None
   together = _rows_together(B * N, T)

@@ -1,6 +1,6 @@
 """The parts every Transformer here is made of: parameters with named axes, einsum maps, norms, embeddings, the MLP.
 
-Shapes: B batch, T length, D model width, F MLP width, V vocabulary, N heads, H head width.
+Shapes: B batch, T length, D model width, E embedding width, F MLP width, V vocabulary, N heads, H head width.
 """
 
 from typing import Any, Callable
@@ -45,19 +45,21 @@ class Einsum(nn.Module):
     shape: of the kernel.
     axes: logical names of the kernel's dimensions.
     std: standard deviation of the initial kernel.
+    use_bias: whether something is added to the product.
   """
   cfg: ModelConfig
   equation: str
   shape: tuple[int, ...]
   axes: tuple[str, ...]
   std: float
+  use_bias: bool
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     dtype = jnp.dtype(self.cfg.dtype)
     kernel = param(self, "kernel", nn.initializers.normal(self.std), self.shape, self.axes)
     y = checkpoint_name(einsum(self.equation, x.astype(dtype), kernel.astype(dtype)), "product")
-    if not self.cfg.use_bias:
+    if not self.use_bias:
       return y
     operands, output = self.equation.split("->")
     letters = operands.split(",")[1]
@@ -78,57 +80,80 @@ def _row_major(x: jax.Array) -> jax.Array:
 class Norm(nn.Module):
   """LayerNorm (Ba et al. 2016, arXiv 1607.06450) or RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467).
 
-  Works over the last axis, in float32 whatever the compute type.
+  Works in float32 whatever the compute type.
 
   Attributes:
     cfg: the model's settings.
     kind: "layernorm" or "rmsnorm"; "" means cfg.norm.
+    num_axes: how many of the last axes are normalised together.
   """
   cfg: ModelConfig
   kind: str = ""
+  num_axes: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     cfg, kind = self.cfg, self.kind or self.cfg.norm
-    shape = x.shape[-1:]
-    scale = param(self, "scale", nn.initializers.ones, shape, ("norm",))
+    shape, over = x.shape[-self.num_axes:], tuple(range(-self.num_axes, 0))
+    names = ("norm",) if self.num_axes == 1 else ("norm_heads", "norm")
+    scale = param(self, "scale", nn.initializers.zeros if cfg.norm_offset else nn.initializers.ones, shape, names)
     y = x.astype(jnp.float32)
     if kind == "layernorm":
-      y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + cfg.norm_eps) * scale
+      y = y - jnp.mean(y, axis=over, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=over, keepdims=True) + cfg.norm_eps)
+    y = y * (1.0 + scale if cfg.norm_offset else scale)
     if kind == "layernorm" and cfg.norm_bias:
-      y = y + param(self, "bias", nn.initializers.zeros, shape, ("norm",))
+      y = y + param(self, "bias", nn.initializers.zeros, shape, names)
     return y.astype(x.dtype)
 
 
 class Embed(nn.Module):
-  """Token embeddings, and position embeddings where they are added to the input."""
+  """Token embeddings, and what is added to them: positions and token types.
+
+  Their width may be another than the model's, to which they are then projected (Lan et al. 2019, arXiv 1909.11942).
+  """
   cfg: ModelConfig
 
   def setup(self):
     cfg = self.cfg
     init = nn.initializers.normal(cfg.init_std)
-    self.embedding = param(self, "embedding", init, (cfg.vocab_size, cfg.embed_dim), ("vocab", "embed"))
+    width = cfg.embedding_dim
+    axis = "embed" if width == cfg.embed_dim else "embedding"
+    self.embedding = param(self, "embedding", init, (cfg.vocab_size, width), ("vocab", axis))
     if cfg.position == "learned":
-      self.position = param(self, "position", init, (cfg.max_positions, cfg.embed_dim), ("position", "embed"))
+      rows = cfg.max_positions + cfg.position_offset
+      self.position = param(self, "position", init, (rows, width), ("position", axis))
+    if cfg.token_types:
+      self.token_type = param(self, "token_type", init, (cfg.token_types, width), ("token_type", axis))
+    if cfg.embedding_norm:
+      self.norm = Norm(cfg)
+    if width != cfg.embed_dim:
+      self.projection = Einsum(cfg, "BTE,ED->BTD", (width, cfg.embed_dim), ("embedding", "embed"), cfg.init_std, True)
 
-  def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
-    """Returns x_BTD; `positions_BT` None means 0, 1, 2, ..."""
+  def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None,
+               token_types_BT: jax.Array | None = None) -> jax.Array:
+    """Returns x_BTD; `positions_BT` None means 0, 1, 2, ..., and `token_types_BT` None that all are of type 0."""
     cfg = self.cfg
     dtype = jnp.dtype(cfg.dtype)
     # Rows are looked up whole: a table split over its width as well would make the lookup's result change hands twice.
     # They are cast after it, so that the gradients of a frequent token add up in the parameters' own type.
-    x_BTD = constrain(self.embedding, "vocab", "act_embed")[tokens_BT].astype(dtype)
+    x = constrain(self.embedding, "vocab", "act_embed")[tokens_BT].astype(dtype)
     if cfg.scale_embeddings:
-      x_BTD = x_BTD * jnp.asarray(cfg.embed_dim ** 0.5, dtype)
+      x = x * jnp.asarray(cfg.embed_dim ** 0.5, dtype)
+    if cfg.token_types:
+      x = x + (self.token_type[0] if token_types_BT is None else self.token_type[token_types_BT]).astype(dtype)
     if cfg.position == "learned":
-      table = constrain(self.position, "position", "act_embed")
-      x_BTD = x_BTD + (table[:tokens_BT.shape[1]] if positions_BT is None else table[positions_BT]).astype(dtype)
-      x_BTD = _row_major(x_BTD)
+      table, first = constrain(self.position, "position", "act_embed"), cfg.position_offset
+      at = slice(first, first + tokens_BT.shape[1]) if positions_BT is None else positions_BT + first
+      x = _row_major(x + table[at].astype(dtype))
     if cfg.position == "sinusoidal":
       positions = jnp.arange(tokens_BT.shape[1]) if positions_BT is None else positions_BT
-      x_BTD = x_BTD + sinusoids(positions, cfg.embed_dim).astype(dtype)
-    return constrain(x_BTD, "batch", "length", "act_embed")
+      x = x + sinusoids(positions, cfg.embedding_dim).astype(dtype)
+    if cfg.embedding_norm:
+      x = self.norm(x)
+    if cfg.embedding_dim != cfg.embed_dim:
+      x = self.projection(x)
+    return constrain(x, "batch", "length", "act_embed")
 
 
 def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
@@ -155,13 +180,14 @@ class Mlp(nn.Module):
     cfg = self.cfg
     shape, axes = (cfg.embed_dim, cfg.mlp_dim), ("embed", "mlp")
     act = ACTIVATIONS[cfg.activation]
-    h_BTF = Einsum(cfg, "BTD,DF->BTF", shape, axes, cfg.init_std, name="up")(x_BTD)
+    into = lambda name: Einsum(cfg, "BTD,DF->BTF", shape, axes, cfg.init_std, cfg.mlp_bias, name=name)(x_BTD)
+    h_BTF = into("up")
     if cfg.gated_mlp:
-      h_BTF = act(Einsum(cfg, "BTD,DF->BTF", shape, axes, cfg.init_std, name="gate")(x_BTD)) * h_BTF
+      h_BTF = act(into("gate")) * h_BTF
     else:
       h_BTF = act(h_BTF)
     h_BTF = constrain(h_BTF, "batch", "length", "act_mlp")
-    return Einsum(cfg, "BTF,FD->BTD", shape[::-1], axes[::-1], residual_std(cfg), name="down")(h_BTF)
+    return Einsum(cfg, "BTF,FD->BTD", shape[::-1], axes[::-1], residual_std(cfg), cfg.mlp_bias, name="down")(h_BTF)
 
 
 class Dropout(nn.Module):

@@ -19,11 +19,17 @@ class AttentionSpec:
     window: a query sees this many keys at most, its own included; None means no bound.
     softcap: scores are squashed to +-this.
     alibi: scores fall linearly with distance (Press et al. 2021, arXiv 2108.12409).
+    scale: scores are multiplied by this; None means 1 / sqrt(H).
   """
   causal: bool = True
   window: int | None = None
   softcap: float | None = None
   alibi: bool = False
+  scale: float | None = None
+
+  def scale_of(self, head_dim: int) -> float:
+    """Returns what scores are multiplied by."""
+    return head_dim ** -0.5 if self.scale is None else self.scale
 
   def keys_of(self, start: int, stop: int, length: int) -> tuple[int, int]:
     """Returns the range that holds all keys which queries start..stop of a row of `length` may see."""

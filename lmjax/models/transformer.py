@@ -1,6 +1,6 @@
-"""The composable Transformer: one block whose norm, position, MLP and order are settings, and the decoder made of it.
+"""The composable Transformer: one block whose norm, position, MLP and order are settings, and what is made of it.
 
-Shapes: B batch, T length, D model width, V vocabulary.
+Shapes: B batch, T length, D model width, E embedding width, V vocabulary.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lmjax import partitioning
-from lmjax.config import ModelConfig
-from lmjax.models.attention import Attention, KVCache
-from lmjax.models.layers import Dropout, Embed, Mlp, Norm, param
+from lmjax.config import ModelConfig, fill_sizes
+from lmjax.models.attention import Attention, Context, KVCache
+from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, param
 from lmjax.partitioning import constrain
 
 
@@ -29,91 +29,124 @@ REMAT_POLICIES = {"products": _saves_products, "full": None}
 
 
 class Block(nn.Module):
-  """Attention and MLP around a residual stream.
+  """Attention, cross-attention where there is an encoder, and MLP around a residual stream; cfg.block orders them.
 
-  pre: x + f(norm(x)), twice (GPT-2, Llama). post: norm(x + f(x)), twice (the 2017 Transformer). parallel: both read one
-  norm and are added together (GPT-J).
+  pre: GPT-2, Llama. post: the 2017 Transformer, BERT. inner: OLMo 2. sandwich: Gemma 2. parallel: GPT-J.
+  parallel_two: GPT-NeoX.
+
+  Attributes:
+    cfg: the model's settings.
+    causal: whether a token sees none after it.
+    cross: whether there is cross-attention.
   """
   cfg: ModelConfig
+  causal: bool = True
+  cross: bool = False
 
   @nn.compact
-  def __call__(self, carry: tuple[jax.Array, KVCache | None], layer: jax.Array, positions_BT: jax.Array | None,
-               segment_ids_BT: jax.Array | None) -> tuple[tuple[jax.Array, KVCache | None], None]:
+  def __call__(self, carry: tuple[jax.Array, KVCache | None], layer: jax.Array,
+               context: Context) -> tuple[tuple[jax.Array, KVCache | None], None]:
     cfg = self.cfg
     x, cache = carry
-    attention = lambda h: Attention(cfg, name="attention")(h, positions_BT, segment_ids_BT, cache, layer)
+    norm = lambda name: Norm(cfg, name=name)
     mlp, drop = Mlp(cfg, name="mlp"), Dropout(cfg.dropout)
+
+    def attention(h: jax.Array) -> jax.Array:
+      nonlocal cache
+      y, cache = Attention(cfg, self.causal, name="attention")(h, context, cache, layer)
+      return y
+
     if cfg.block == "parallel":
-      h = Norm(cfg, name="norm")(x)
-      a, cache = attention(h)
-      x = x + drop(a + mlp(h))
+      h = norm("norm")(x)
+      x = x + drop(attention(h) + mlp(h))
+    elif cfg.block == "parallel_two":
+      x = x + drop(attention(norm("attention_norm")(x)) + mlp(norm("mlp_norm")(x)))
     else:
-      attention_norm, mlp_norm = Norm(cfg, name="attention_norm"), Norm(cfg, name="mlp_norm")
-      pre = cfg.block == "pre"
-      a, cache = attention(attention_norm(x) if pre else x)
-      x = x + drop(a) if pre else attention_norm(x + drop(a))
-      x = x + drop(mlp(mlp_norm(x))) if pre else mlp_norm(x + drop(mlp(x)))
+      x = self._part(x, "attention", attention, norm, drop)
+      if self.cross:
+        cross = Attention(cfg, causal=False, cross=True, name="cross_attention")
+        x = self._part(x, "cross_attention", lambda h: cross(h, context, None, layer)[0], norm, drop)
+      x = self._part(x, "mlp", mlp, norm, drop)
     return (constrain(x, "batch", "length", "act_embed"), cache), None
+
+  def _part(self, x, name, function, norm, drop):
+    block = self.cfg.block
+    if block == "post":
+      return norm(f"{name}_norm")(x + drop(function(x)))
+    y = function(x if block == "inner" else norm(f"{name}_norm")(x))
+    return x + drop(y if block == "pre" else norm(f"{name}_out_norm")(y))
+
+
+def stack(cfg: ModelConfig, num_layers: int, causal: bool = True, cross: bool = False) -> nn.Module:
+  """Returns a loop over blocks: (carry, layer numbers, context) -> (carry, None).
+
+  The parameters of all blocks are stacked on a leading "layers" axis, whether the loop over them is rolled or unrolled
+  (cfg.scan_layers), so that a checkpoint serves both; with cfg.share_layers there is one block's.
+  """
+  block = Block
+  if cfg.remat_policy != "none":
+    block = nn.remat(Block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
+  split = {"variable_broadcast": "params"} if cfg.share_layers else {
+      "variable_axes": {"params": 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
+  return nn.scan(
+      block, split_rngs={"params": not cfg.share_layers, "dropout": True}, in_axes=(0, nn.broadcast),
+      length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)(cfg, causal, cross)
 
 
 class Transformer(nn.Module):
-  """A decoder-only language model.
-
-  The parameters of all blocks are stacked on a leading "layers" axis, whether the loop over them is rolled or unrolled
-  (cfg.scan_layers), so that a checkpoint serves both.
-  """
+  """One stack of blocks between embeddings and a head: a decoder-only language model, or an encoder."""
   cfg: ModelConfig
 
   def setup(self):
     cfg = self.cfg
     self.embed = Embed(cfg)
     self.embed_dropout = Dropout(cfg.dropout)
-    block = Block
-    if cfg.remat_policy != "none":
-      block = nn.remat(Block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
-    self.layers = nn.scan(
-        block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast, nn.broadcast), length=cfg.num_layers,
-        unroll=1 if cfg.scan_layers else cfg.num_layers, metadata_params={nn.PARTITION_NAME: "layers"})(cfg)
+    self.layers = stack(cfg, cfg.num_layers, causal=cfg.architecture == "decoder")
     if cfg.block != "post":
       self.final_norm = Norm(cfg)
-    if not cfg.tie_embeddings:
+    if cfg.head_transform:
+      self.head_transform = HeadTransform(cfg)
+    if not cfg.tie_embeddings or cfg.head_bias:
       self.head = Head(cfg)
 
   def features(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
-               segment_ids_BT: jax.Array | None = None,
+               segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None,
                cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
-    """Returns x_BTD, what the output projection reads, and the cache with this call's keys and values."""
+    """Returns x_BTD, what the head reads, and the cache with this call's keys and values."""
     if cache is not None:
       cache = cache.extend(positions_BT)
-    x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT))
-    layers = jnp.arange(self.cfg.num_layers)
-    (x_BTD, cache), _ = self.layers((x_BTD, cache), layers, positions_BT, segment_ids_BT)
+    x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT, token_types_BT))
+    (x_BTD, cache), _ = self.layers(
+        (x_BTD, cache), jnp.arange(self.cfg.num_layers), Context(positions_BT, segment_ids_BT))
     return (x_BTD if self.cfg.block == "post" else self.final_norm(x_BTD)), cache
 
   def output_embedding(self) -> jax.Array:
     """Returns the output projection w_VD."""
-    return self.embed.embedding if self.cfg.tie_embeddings else self.head()
+    return self.embed.embedding if self.cfg.tie_embeddings else self.head.kernel
 
   def features_and_output(self, *args, **kwargs) -> tuple[jax.Array, jax.Array]:
     """Returns x_BTD and w_VD, for a loss that never holds all logits."""
-    return self.features(*args, **kwargs)[0], self.output_embedding()
+    return self._transformed(self.features(*args, **kwargs)[0]), self.output_embedding()
 
   def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
-               segment_ids_BT: jax.Array | None = None) -> jax.Array:
+               segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None) -> jax.Array:
     """Returns logits_BTV in float32.
 
     Args:
       tokens_BT: integer tokens.
       positions_BT: positions in the document; None means 0, 1, 2, ...
-      segment_ids_BT: attention stays within equal ids; None means one document a row.
+      segment_ids_BT: attention stays within equal ids, which count from 1; 0 is padding. None means one document a row.
+      token_types_BT: rows of the token type embedding; None means type 0.
     """
-    return self.logits(self.features(tokens_BT, positions_BT, segment_ids_BT)[0])
+    return self.logits(self.features(tokens_BT, positions_BT, segment_ids_BT, token_types_BT)[0])
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Projects features to logits_BTV in float32."""
+    x_BTD = self._transformed(x_BTD)
     w_VD = self.output_embedding().astype(x_BTD.dtype)
     logits = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.float32)
+    if self.cfg.head_bias:
+      logits = logits + self.head.bias
     cap = self.cfg.logit_softcap
     logits = logits if cap is None else cap * jnp.tanh(logits / cap)
     return constrain(logits, "batch", "length", "act_vocab")
@@ -123,25 +156,45 @@ class Transformer(nn.Module):
     x_BTD, cache = self.features(tokens_BT, positions_BT, cache=cache)
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 
+  def _transformed(self, x_BTD: jax.Array) -> jax.Array:
+    return self.head_transform(x_BTD) if self.cfg.head_transform else x_BTD
 
-class Head(nn.Module):
-  """An output projection of its own."""
+
+class HeadTransform(nn.Module):
+  """What stands before the output projection of a masked language model: dense, activation, norm."""
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self) -> jax.Array:
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """Returns x_BTE, of the embeddings' width."""
     cfg = self.cfg
-    return param(self, "kernel", nn.initializers.normal(cfg.init_std), (cfg.vocab_size, cfg.embed_dim),
-                 ("vocab", "embed"))
+    dense = Einsum(cfg, "BTD,DE->BTE", (cfg.embed_dim, cfg.embedding_dim), ("embed", "embedding"), cfg.init_std, True,
+                   name="dense")
+    return Norm(cfg, name="norm")(ACTIVATIONS[cfg.activation](dense(x_BTD)))
+
+
+class Head(nn.Module):
+  """What the output projection has of its own: a kernel, unless it is the embedding's, and a bias."""
+  cfg: ModelConfig
+
+  def setup(self):
+    cfg = self.cfg
+    width = cfg.embedding_dim if cfg.head_transform else cfg.embed_dim
+    if not cfg.tie_embeddings:
+      self.kernel = param(self, "kernel", nn.initializers.normal(cfg.init_std), (cfg.vocab_size, width),
+                          ("vocab", "embed" if width == cfg.embed_dim else "embedding"))
+    if cfg.head_bias:
+      self.bias = param(self, "bias", nn.initializers.zeros, (cfg.vocab_size,), ("vocab",))
 
 
 def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
   """Returns the model of a config whose sizes are resolved.
 
   Args:
-    cfg: from `config.resolve_model`.
+    cfg: with a vocabulary and, for learned positions, their number.
     platform: "cpu", "gpu" or "tpu", which decides what dtype "auto" is; None means that of the mesh in use.
   """
+  cfg = fill_sizes(cfg)
   if cfg.dtype == "auto":
     platform = platform or partitioning.platform()
     cfg = dataclasses.replace(cfg, dtype="float32" if platform == "cpu" else "bfloat16")

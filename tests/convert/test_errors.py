@@ -48,7 +48,7 @@ def told(call, *args, **kwargs):
     ("llama", dict(rope_parameters={"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}),
      "rope_parameters.partial_rotary_factor = 0.5, which lmjax does not know"),
     ("llama", dict(rope_theta=1e4), "rope_theta = 10000.0 but rope_parameters.rope_theta = 500000.0; make them equal"),
-    ("llama", dict(attention_bias=True), "mlp_bias = False but attention_bias = True, which lmjax cannot do"),
+    ("llama", dict(attention_bias=True), "has no tensor model.layers.0.self_attn.q_proj.bias"),
     ("llama", dict(sliding_window=64), "sliding_window = 64, which lmjax does not know in llama"),
     ("llama", dict(hidden_act="relu2"), "hidden_act = 'relu2', which lmjax does not do; it does silu, swish,"),
     ("llama", dict(num_key_value_heads=3), "cannot build: config.model.num_kv_heads = 3 does not divide num_heads = 4"),

@@ -77,7 +77,7 @@ def test_training_settings_do_not_stand_in_the_way(settings, family):
 
 
 @pytest.mark.parametrize("base, change, told", [
-    (LLAMA_LIKE, dict(qk_norm=True), "llama would need another config.model.qk_norm than True"),
+    (LLAMA_LIKE, dict(qk_norm="head"), "llama would need another config.model.qk_norm than 'head'"),
     (LLAMA_LIKE, dict(attention_window=8), "llama would need another config.model.attention_window than 8"),
     (LLAMA_LIKE, dict(logit_softcap=30.0), "config.model.logit_softcap than 30.0"),
     (LLAMA_LIKE, dict(attention_softcap=50.0), "config.model.attention_softcap than 50.0"),
@@ -90,7 +90,7 @@ def test_training_settings_do_not_stand_in_the_way(settings, family):
     (GPT2_LIKE, dict(num_kv_heads=2), "gpt2 would need another config.model.num_kv_heads than 2"),
     (GPT2_LIKE, dict(head_dim=16), "gpt2 would need another config.model.head_dim than 16"),
     (GPT2_LIKE, dict(norm_bias=False), "config.model.norm_bias than False"),
-    (GPT2_LIKE, dict(use_bias=False), "config.model.use_bias than False")])
+    (GPT2_LIKE, dict(use_bias=False), "gpt2 would need another config.model.qkv_bias than False")])
 def test_what_no_family_expresses_is_named(base, change, told):
   with pytest.raises(UserError) as error:
     hf_config.to_hf(ModelConfig(**{**base, **change}))

@@ -131,7 +131,7 @@ def test_a_model_of_ours_goes_out_and_comes_back(tmp_path):
   params = random_params(model)
   lmjax.save_hf(model, params, tmp_path / "hf")
   again, got = lmjax.load(tmp_path / "hf")
-  assert hf_config.differences(llama.FAMILY, cfg, again.cfg) == []
+  assert hf_config.differences(llama.FAMILY, model.cfg, again.cfg) == []
   assert same(got, jax.tree.map(lambda x: x.astype(np.float32), params))
   reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
   assert reference.dtype == torch.bfloat16

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.config import UserError
-from lmjax.models import attention, blockwise
+from lmjax.config import ModelConfig, UserError
+from lmjax.models import attention, blockwise, rope
 from lmjax.models.attention import AttentionSpec, dot_product_attention
 
 
@@ -164,7 +164,7 @@ def test_alibi_slopes_are_the_papers():
 def test_rotary_scores_depend_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
   def score(i, j):
-    turn = lambda x, at: attention.rotate(x, *attention.rotary_angles(jnp.array([[at]]), 16, 10_000.0))
+    turn = lambda x, at: rope.rotate(x, *rope.rotary_angles(ModelConfig(head_dim=16), jnp.array([[at]])))
     return float(jnp.vdot(turn(q, i), turn(k, j)))
   assert score(5, 3) == pytest.approx(score(105, 103), abs=1e-4)
   assert score(5, 3) != pytest.approx(score(5, 4), abs=1e-3)

@@ -22,7 +22,14 @@ VARIANTS = {
     "sinusoidal_post": dict(position="sinusoidal", block="post", activation="relu"),
     "alibi_parallel": dict(position="alibi", block="parallel"),
     "none_window": dict(position="none", attention_window=5, activation="gelu"),
-    "qk_norm_softcaps": dict(position="rotary", qk_norm=True, attention_softcap=5.0, logit_softcap=3.0,
+    "local_and_global": dict(position="rotary", attention_window=5, attention_pattern=("local", "global", "local"),
+                             local_rope_theta=100.0, block="sandwich", norm="rmsnorm", norm_offset=True, num_layers=4,
+                             attention_scale=0.3),
+    "stretched_inner": dict(position="rotary", rope_scaling="llama3", rope_factor=4.0, rope_original_positions=16,
+                            rotary_fraction=0.5, block="inner", qk_norm="all", num_kv_heads=2, qkv_bias=False),
+    "parallel_two_shared": dict(block="parallel_two", share_layers=True, embedding_dim=12, embedding_norm=True,
+                                token_types=2, position_offset=2, head_transform=True, head_bias=True),
+    "qk_norm_softcaps": dict(position="rotary", qk_norm="head", attention_softcap=5.0, logit_softcap=3.0,
                              scale_embeddings=True, norm_bias=False),
 }
 
@@ -63,7 +70,8 @@ def test_causality_by_gradient(name):
   norms = np.abs(np.asarray(grads)).max(-1)
   assert (norms[10:] == 0).all()
   window = VARIANTS[name].get("attention_window")
-  first = 0 if window is None else 9 - 2 * (window - 1)  # Two layers of a window see twice as far.
+  # Two layers of a window see twice as far; one that has none sees all.
+  first = 0 if window is None or "attention_pattern" in VARIANTS[name] else 9 - 2 * (window - 1)
   assert (norms[first:10] > 0).all() and (norms[:first] == 0).all()
 
 
@@ -127,9 +135,10 @@ def test_decoding_with_a_cache_equals_the_whole_forward_pass(name):
 
 @pytest.mark.parametrize("changes", [dict(scan_layers=False), dict(remat_policy="full"), dict(remat_policy="none"),
                                      dict(remat_policy="full", scan_layers=False)])
-def test_loops_and_rematerialisation_change_no_gradient(changes):
+@pytest.mark.parametrize("name", ["llama", "local_and_global", "parallel_two_shared"])
+def test_loops_and_rematerialisation_change_no_gradient(name, changes):
   def grads(**changes):
-    model, params = make(**VARIANTS["llama"], **changes)
+    model, params = make(**VARIANTS[name], **changes)
     return jax.grad(lambda p: jnp.square(model.apply({"params": p}, tokens())).mean())(params)
   for a, b in zip(jax.tree.leaves(grads()), jax.tree.leaves(grads(**changes)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
