@@ -47,8 +47,8 @@ def setting(default: Any, help: str, *, unit: str = "", choices: tuple = (), low
 class ModelConfig:
   """The architecture. Presets for the published families are in `lmjax/models/families.py`."""
   architecture: str = setting(
-      "decoder", "Which tokens a token sees: those before it (decoder), all (encoder), or those before it and all of an "
-      "encoder (encoder_decoder).", choices=("decoder", "encoder", "encoder_decoder", "xlnet"))
+      "decoder", "Which tokens a token sees: those before it (decoder), all (encoder), or those before it and an "
+      "encoder's (encoder_decoder).", choices=("decoder", "encoder", "encoder_decoder", "xlnet"))
   num_layers: int = setting(4, "Transformer blocks, or those of the encoder.", low=1, high=_MAX_SIZE)
   num_decoder_layers: int | None = setting(
       None, "Blocks of the decoder of an encoder-decoder; None means num_layers.", low=1, high=_MAX_SIZE)
