@@ -94,8 +94,8 @@ def test_training_settings_do_not_stand_in_the_way(settings, family):
 
 
 @pytest.mark.parametrize("base, change, told", [
-    (LLAMA_LIKE, dict(qk_norm="head"), "llama would need another config.model.qk_norm than 'head'"),
-    (LLAMA_LIKE, dict(attention_window=8), "llama would need another config.model.attention_window than 8"),
+    (LLAMA_LIKE, dict(qk_norm="all"), "llama would need another config.model.qk_norm than 'all'"),
+    (GPT2_LIKE, dict(attention_window=8), "gpt2 would need another config.model.attention_window than 8"),
     (LLAMA_LIKE, dict(logit_softcap=30.0), "config.model.logit_softcap than 30.0"),
     (LLAMA_LIKE, dict(attention_softcap=50.0), "config.model.attention_softcap than 50.0"),
     (LLAMA_LIKE, dict(scale_embeddings=True), "config.model.scale_embeddings than True"),
@@ -112,3 +112,5 @@ def test_what_no_family_expresses_is_named(base, change, told):
   with pytest.raises(UserError) as error:
     hf_config.to_hf(ModelConfig(**{**base, **change}))
   assert str(error.value).startswith("No Hugging Face family") and told in str(error.value)
+  # The two nearest are named, not all.
+  assert str(error.value).count("would need another") == 2
