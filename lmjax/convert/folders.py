@@ -27,9 +27,9 @@ from lmjax.models.transformer import Transformer, make_model
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # What transformers' tokenizers are made of besides, old ones and new.
 _TOKENIZER_FILES = (
-    _TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
-    "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "chat_template.jinja",
-    "generation_config.json")
+    _TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
+    "chat_template.jinja", "generation_config.json")
 
 
 def load(path: epath.PathLike) -> tuple[Transformer, dict]:
