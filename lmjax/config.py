@@ -395,19 +395,34 @@ def resolve_model(config: Config, vocab_size: int) -> Config:
 
 
 def fill_sizes(model: ModelConfig) -> ModelConfig:
-  """Fills in what follows from the model's other settings: sizes of parts, and which maps have biases."""
+  """Fills in what follows from the model's other settings: sizes of parts, and which maps have biases.
+
+  What can be said in several ways is said in one, so that equal models have equal settings.
+  """
   default = lambda name, value: value if getattr(model, name) is None else getattr(model, name)
+  pattern, head_dim = _shortest(model), default("head_dim", model.embed_dim // model.num_heads)
   return dataclasses.replace(
       model,
+      attention_pattern=() if pattern in (("local",), ("global",)) else pattern,
+      attention_window=None if pattern == ("global",) else model.attention_window,
+      attention_scale=None if model.attention_scale == head_dim ** -0.5 else model.attention_scale,
       num_decoder_layers=(default("num_decoder_layers", model.num_layers)
                           if model.architecture == "encoder_decoder" else model.num_decoder_layers),
       num_kv_heads=default("num_kv_heads", model.num_heads),
-      head_dim=default("head_dim", model.embed_dim // model.num_heads),
+      head_dim=head_dim,
       mlp_dim=default("mlp_dim", 4 * model.embed_dim),
       expert_dim=(default("expert_dim", model.mlp_dim or 4 * model.embed_dim) if model.num_experts
                   else model.expert_dim),
       embedding_dim=default("embedding_dim", model.embed_dim),
       **{name: default(name, model.use_bias) for name in ("qkv_bias", "out_bias", "mlp_bias")})
+
+
+def _shortest(model: ModelConfig) -> tuple:
+  """Returns the shortest attention_pattern that means the same."""
+  pattern = model.attention_pattern
+  kinds = [pattern[i % len(pattern)] for i in range(model.num_layers)] if pattern else []
+  fits = lambda n: all(kind == kinds[i % n] for i, kind in enumerate(kinds))
+  return tuple(kinds[:next((n for n in range(1, len(kinds) + 1) if fits(n)), 0)])
 
 
 def eval_batch_size(config: Config) -> int:

@@ -54,7 +54,7 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   """Returns the FLOPs of training on one token: forward and backward, averaged over the positions of a sequence.
 
   With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
-  query sees, a forward pass costs 2 L (2 D H (N + K) + m D F) + 2 D V + 4 L S N H, m being 3 for a gated MLP and
+  query sees, over positions and over local and global layers, a forward pass costs 2 L (2 D H (N + K) + m D F) + 2 D V + 4 L S N H, m being 3 for a gated MLP and
   else 2.
 
   Args:
@@ -62,8 +62,10 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     seq_len: T.
   """
   D, F, V, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-  window = min(cfg.attention_window or seq_len, seq_len)
-  mean_keys = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
+  pattern = cfg.attention_pattern or ("local",)
+  windows = [seq_len if pattern[i % len(pattern)] == "global" else min(cfg.attention_window or seq_len, seq_len)
+             for i in range(cfg.num_layers)]
+  mean_keys = sum(w * (w + 1) / 2 + (seq_len - w) * w for w in windows) / (cfg.num_layers * seq_len)
   per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 4 * mean_keys * N * H
   return 3.0 * (cfg.num_layers * per_layer + 2 * D * V)
 

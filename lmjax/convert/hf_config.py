@@ -13,10 +13,13 @@ from etils import epath
 from lmjax import config as config_lib
 from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import UserError, nearest
-from lmjax.convert import gpt2, llama
+from lmjax.convert import gemma, gpt2, gpt_neox, llama, mistral, olmo2, qwen
 from lmjax.convert.family import Family, Field, Required
 
-FAMILIES = {family.model_type: family for family in (gpt2.FAMILY, llama.FAMILY)}
+# Where several can express a model, the first is written.
+FAMILIES = {family.model_type: family for family in (
+    gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2, qwen.QWEN3, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3,
+    gpt_neox.FAMILY, olmo2.FAMILY)}
 
 # ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
 # use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.
@@ -128,7 +131,7 @@ def _read_field(field: Field, flat: Mapping[str, Any], where: str) -> Any:
   for theirs, ours in field.values:
     if theirs == value:
       return ours
-  raise UserError(f"{where} has {field.names[0]} = {value!r}, which lmjax does not do; it does "
+  raise UserError(f"{where} has {[*given, *field.names][0]} = {value!r}, which lmjax does not do; it does "
                   f"{', '.join(str(theirs) for theirs, _ in field.values)}.")
 
 
@@ -153,7 +156,7 @@ def to_hf(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     cfg: of the model.
 
   Raises:
-    UserError: if no family can; it names the settings that stand in the way.
+    UserError: if no family can; it names the settings that stand in the way in the two that come nearest.
   """
   cfg, refusals = config_lib.fill_sizes(cfg), []
   for family in FAMILIES.values():
@@ -162,7 +165,7 @@ def to_hf(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     if not lost:
       return family, hf
     refusals.append((len(lost), f"{family.model_type} would need another {', '.join(lost)}"))
-  told = "; ".join(refusal for _, refusal in sorted(refusals))
+  told = "; ".join(refusal for _, refusal in sorted(refusals)[:2])
   raise UserError(f"No Hugging Face family that lmjax writes can hold this model: {told}.")
 
 

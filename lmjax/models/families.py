@@ -30,6 +30,58 @@ _LLAMA_SIZES = {
     "3.2-3B": (28, 3072, 24, 8, 128, 8192, 128256, 5e5, True),
 }
 
+_SMOLLM_SIZES = {
+    # Allal et al. 2025, arXiv 2502.02737, and the model cards of the first release; columns as above. SmolLM2 has the
+    # same sizes with a rope theta of 1e5 (1.7B: 1.3e5).
+    "135M": (30, 576, 9, 3, 64, 1536, 49152, 1e4, True),
+    "360M": (32, 960, 15, 5, 64, 2560, 49152, 1e4, True),
+    "1.7B": (24, 2048, 32, 32, 64, 8192, 49152, 1e4, True),
+}
+
+_QWEN2_SIZES = {
+    # Yang et al. 2024, arXiv 2407.10671, table 1; columns as above.
+    "0.5B": (24, 896, 14, 2, 64, 4864, 151936, 1e6, True),
+    "1.5B": (28, 1536, 12, 2, 128, 8960, 151936, 1e6, True),
+    "7B": (28, 3584, 28, 4, 128, 18944, 152064, 1e6, False),
+    "72B": (80, 8192, 64, 8, 128, 29568, 152064, 1e6, False),
+}
+
+_QWEN3_SIZES = {
+    # Yang et al. 2025, arXiv 2505.09388, table 1, and the released config.json; columns as above.
+    "0.6B": (28, 1024, 16, 8, 128, 3072, 151936, 1e6, True),
+    "1.7B": (28, 2048, 16, 8, 128, 6144, 151936, 1e6, True),
+    "4B": (36, 2560, 32, 8, 128, 9728, 151936, 1e6, True),
+    "8B": (36, 4096, 32, 8, 128, 12288, 151936, 1e6, False),
+    "32B": (64, 5120, 64, 8, 128, 25600, 151936, 1e6, False),
+}
+
+_GEMMA_SIZES = {
+    # Gemma Team 2024, arXiv 2403.08295, table 1 (2b, 7b), and arXiv 2408.00118, table 1 (2-); 2025, arXiv 2503.19786,
+    # and the released config.json (3-). Columns: generation, layers, width, heads, KV heads, head width, MLP width,
+    # vocabulary, window of local layers, what scores are divided by the root of, stretch of global layers.
+    "2b": (1, 18, 2048, 8, 1, 256, 16384, 256000, None, 256, 1.0),
+    "7b": (1, 28, 3072, 16, 16, 256, 24576, 256000, None, 256, 1.0),
+    "2-2b": (2, 26, 2304, 8, 4, 256, 9216, 256000, 4096, 256, 1.0),
+    "2-9b": (2, 42, 3584, 16, 8, 256, 14336, 256000, 4096, 256, 1.0),
+    "2-27b": (2, 46, 4608, 32, 16, 128, 36864, 256000, 4096, 144, 1.0),
+    "3-270m": (3, 18, 640, 4, 1, 256, 2048, 262144, 512, 256, 1.0),
+    "3-1b": (3, 26, 1152, 4, 1, 256, 6912, 262144, 512, 256, 1.0),
+    "3-4b": (3, 34, 2560, 8, 4, 256, 10240, 262208, 1024, 256, 8.0),
+    "3-27b": (3, 62, 5376, 32, 16, 128, 21504, 262208, 1024, 168, 8.0),
+}
+
+_PYTHIA_SIZES = {
+    # Biderman et al. 2023, arXiv 2304.01373, table 1, and the released config.json: layers, width, heads, vocabulary.
+    "70m": (6, 512, 8, 50304), "160m": (12, 768, 12, 50304), "410m": (24, 1024, 16, 50304),
+    "1b": (16, 2048, 8, 50304), "1.4b": (24, 2048, 16, 50304), "2.8b": (32, 2560, 32, 50304),
+    "6.9b": (32, 4096, 32, 50432), "12b": (36, 5120, 40, 50688),
+}
+
+_OLMO2_SIZES = {
+    # OLMo Team 2024, arXiv 2501.00656, table 2, and the released config.json: layers, width, heads, MLP width.
+    "1B": (16, 2048, 16, 8192), "7B": (32, 4096, 32, 11008), "13B": (40, 5120, 40, 13824),
+}
+
 
 def gpt2(size: str = "124M") -> dict:
   """GPT-2: learned positions, LayerNorm before each part, GELU, biases, tied embeddings."""
@@ -38,23 +90,86 @@ def gpt2(size: str = "124M") -> dict:
 
 
 def gpt3(size: str = "125M") -> dict:
-  """GPT-3's sizes with GPT-2's block and dense attention in every layer."""
-  return _gpt(*_pick("GPT-3", _GPT3_SIZES, size), max_positions=2048)
+  """GPT-3: GPT-2's block, with dense and locally banded attention in turn.
+
+  The paper tells no width of the band; 256 is what GPT-Neo, made after it, has.
+  """
+  return dict(_gpt(*_pick("GPT-3", _GPT3_SIZES, size), max_positions=2048),
+              attention_pattern=("global", "local"), attention_window=256)
 
 
 def llama(size: str = "3.2-1B") -> dict:
   """Llama: rotary positions, RMSNorm, gated SiLU, grouped queries, no biases."""
-  num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim, vocab, theta, tied = _pick(
-      "Llama", _LLAMA_SIZES, size)
+  return _llama(*_pick("Llama", _LLAMA_SIZES, size))
+
+
+def smollm(size: str = "135M") -> dict:
+  """SmolLM: a small Llama."""
+  return _llama(*_pick("SmolLM", _SMOLLM_SIZES, size))
+
+
+def mistral(size: str = "7B") -> dict:
+  """Mistral: a Llama under a window of keys (Jiang et al. 2023, arXiv 2310.06825, table 1)."""
+  sizes = {"7B": (32, 4096, 32, 8, 128, 14336, 32000, 1e4, False)}
+  return dict(_llama(*_pick("Mistral", sizes, size)), attention_window=4096)
+
+
+def qwen2(size: str = "0.5B") -> dict:
+  """Qwen2: a Llama with biases of queries, keys and values."""
+  return dict(_llama(*_pick("Qwen2", _QWEN2_SIZES, size)), norm_eps=1e-6, qkv_bias=True)
+
+
+def qwen3(size: str = "0.6B") -> dict:
+  """Qwen3: a Llama whose queries and keys are normalised, each head by itself."""
+  return dict(_llama(*_pick("Qwen3", _QWEN3_SIZES, size)), norm_eps=1e-6, qk_norm="head")
+
+
+def gemma(size: str = "2-2b") -> dict:
+  """Gemma 1: a Llama with GELU, scaled embeddings and a tied head.
+
+  Gemma 2 adds norms behind each part, soft-caps, and local layers in turn with global ones; Gemma 3 has norms of queries
+  and keys in place of soft-caps, and five local layers, with a rope theta of their own, to a global one.
+  """
+  generation, num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim, vocab, window, scale, factor = _pick(
+      "Gemma", _GEMMA_SIZES, size)
+  later = {
+      1: {},
+      2: dict(block="sandwich", attention_softcap=50.0, logit_softcap=30.0, attention_pattern=("local", "global")),
+      3: dict(block="sandwich", qk_norm="head", attention_pattern=("local",) * 5 + ("global",), local_rope_theta=1e4,
+              rope_scaling="none" if factor == 1 else "linear", rope_factor=factor),
+  }[generation]
   return dict(
-      llama_style(), num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads,
-      head_dim=head_dim, mlp_dim=mlp_dim, vocab_size=vocab, rope_theta=theta, tie_embeddings=tied)
+      _llama(num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim, vocab, 1e6 if generation == 3 else 1e4,
+             tied=True),
+      activation="gelu_tanh", norm_eps=1e-6, norm_offset=True, scale_embeddings=True, attention_scale=scale ** -0.5,
+      attention_window=window, **later)
+
+
+def pythia(size: str = "160m") -> dict:
+  """Pythia, a GPT-NeoX: attention and MLP side by side, a quarter of each head turned, an untied head."""
+  num_layers, embed_dim, num_heads, vocab = _pick("Pythia", _PYTHIA_SIZES, size)
+  return dict(_gpt(num_layers, embed_dim, num_heads, embed_dim // num_heads, max_positions=2048), vocab_size=vocab,
+              position="rotary", rotary_fraction=0.25, block="parallel_two", activation="gelu", tie_embeddings=False)
+
+
+def olmo2(size: str = "1B") -> dict:
+  """OLMo 2: a Llama that normalises what is added to the residual stream, and queries and keys over all heads."""
+  num_layers, embed_dim, num_heads, mlp_dim = _pick("OLMo 2", _OLMO2_SIZES, size)
+  return dict(_llama(num_layers, embed_dim, num_heads, num_heads, embed_dim // num_heads, mlp_dim, 100352, 5e5, False),
+              norm_eps=1e-6, block="inner", qk_norm="all")
 
 
 def llama_style() -> dict:
   """What makes a block a Llama block, at any size."""
   return dict(position="rotary", norm="rmsnorm", activation="silu", gated_mlp=True, use_bias=False, block="pre",
               scale_residual_init=False)
+
+
+def _llama(num_layers: int, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int, mlp_dim: int, vocab: int,
+           theta: float, tied: bool) -> dict:
+  return dict(
+      llama_style(), num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads,
+      head_dim=head_dim, mlp_dim=mlp_dim, vocab_size=vocab, rope_theta=theta, tie_embeddings=tied)
 
 
 def _gpt(num_layers: int, embed_dim: int, num_heads: int, head_dim: int, max_positions: int) -> dict:
