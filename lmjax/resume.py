@@ -27,7 +27,7 @@ FIXED = (
     "model.rope_attention_factor", "model.relative_buckets", "model.relative_max_distance", "model.activation",
     "model.gated_mlp", "model.use_bias", "model.qkv_bias", "model.out_bias", "model.mlp_bias", "model.qk_norm",
     "model.attention_scale", "model.attention_window", "model.attention_pattern", "model.attention_softcap",
-    "model.logit_softcap", "model.head", "model.num_labels", "model.head_transform", "model.head_bias",
+    "model.logit_softcap", "model.head", "model.pooler", "model.num_labels", "model.head_transform", "model.head_bias",
     "model.tie_embeddings", "model.scale_embeddings", "model.init_std", "model.scale_residual_init",
     "model.param_dtype")
 
