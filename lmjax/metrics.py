@@ -61,7 +61,7 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     cfg: with its sizes resolved.
     seq_len: T.
   """
-  D, F, V, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+  D, F, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
   window = min(cfg.attention_window or seq_len, seq_len)
   mean_keys = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
   if cfg.architecture == "encoder":

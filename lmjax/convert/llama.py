@@ -7,7 +7,8 @@ _ATTENTION, _MLP = f"{_BLOCK}.self_attn", f"{_BLOCK}.mlp"
 
 FAMILY = Family(
     model_type="llama",
-    architectures={"LlamaForCausalLM": {}, "LlamaModel": {}},
+    architectures={"LlamaForCausalLM": dict(head="lm"), "LlamaModel": dict(head="lm"),
+                   "LlamaForSequenceClassification": dict(head="sequence")},
     fixed=dict(block="pre", norm="rmsnorm", position="rotary", gated_mlp=True, scale_residual_init=False),
     fields=(
         Field("num_hidden_layers", "num_layers"),
@@ -56,6 +57,7 @@ FAMILY = Family(
         Key(f"{_MLP}.down_proj.bias", "D", "layers/mlp/down/bias", "D"),
         Key("model.norm.weight", "D", "final_norm/scale", "D"),
         Key("lm_head.weight", "V,D", "head/kernel", "VD"),
+        Key("score.weight", "L,D", "sequence_head/out/kernel", "DL"),
     ),
     prefix="model.",
     ignored_keys=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
