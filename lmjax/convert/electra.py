@@ -2,7 +2,7 @@
 
 from lmjax.convert import encoders
 from lmjax.convert.encoders import label_heads, layer_norm, linear
-from lmjax.convert.family import Family, Field
+from lmjax.convert.family import Family, Field, Key
 
 FAMILY = Family(
     model_type="electra",
@@ -31,7 +31,8 @@ FAMILY = Family(
         *encoders.bert_blocks("electra.encoder.layer."),
         *linear("generator_predictions.dense", "E", "D", "head_transform/dense"),
         *layer_norm("generator_predictions.LayerNorm", "head_transform/norm", "E"),
-        *linear("generator_lm_head", "V", "E", "head"),
+        Key("generator_lm_head.weight", "V,E", "head/kernel", "VE"),
+        Key("generator_lm_head.bias", "V", "head/bias", "V"),
         *linear("discriminator_predictions.dense", "O", "D", "replaced_head/dense"),
         *linear("discriminator_predictions.dense_prediction", "1", "D", "replaced_head/out"),
         *linear("classifier.dense", "O", "D", "sequence_head/pooler"),

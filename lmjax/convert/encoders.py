@@ -19,7 +19,7 @@ FIELDS = (
     Field("num_attention_heads", "num_heads"),
     Field("intermediate_size", "mlp_dim"),
     Field("vocab_size", "vocab_size"),
-    Field("type_vocab_size", "token_types", 2),
+    Field("type_vocab_size", "token_types", 2, write=lambda ours, cfg: max(ours, 1)),  # They have no model without.
     Field("layer_norm_eps", "norm_eps", 1e-12),
     Field("initializer_range", "init_std", 0.02),
 )
