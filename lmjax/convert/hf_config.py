@@ -13,14 +13,14 @@ from etils import epath
 from lmjax import config as config_lib
 from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import UserError, nearest
-from lmjax.convert import gpt2, llama
+from lmjax.convert import bart, gpt2, llama, t5
 from lmjax.convert.family import Family, Field, Required
 
-FAMILIES = {family.model_type: family for family in (gpt2.FAMILY, llama.FAMILY)}
+FAMILIES = {family.model_type: family for family in (gpt2.FAMILY, llama.FAMILY, t5.FAMILY, bart.FAMILY)}
 
 # ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
 # use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.
-_NEUTRAL = ("use_bias", "dropout", "init_std", "scale_residual_init", "attention_impl", "dtype", "param_dtype",
+_NEUTRAL = ("use_bias", "dropout", "init_std", "init", "scale_residual_init", "attention_impl", "dtype", "param_dtype",
             "remat_policy", "scan_layers")
 
 # config.json settings of every family that change no logits: names, types of storage, defaults of generation, labels.

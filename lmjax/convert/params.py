@@ -42,7 +42,7 @@ def read_params(files: TensorFiles, family: Family, cfg: ModelConfig, abstract: 
     UserError: if a tensor is missing, unknown, or of another shape or type.
   """
   flat = flax.traverse_util.flatten_dict(abstract, sep="/")
-  keys = [key for key in family.keys if key.paths[0] in flat]
+  keys = [key for key in family.keys if key.exists(cfg, flat)]
   names = _checked_names(files, family, keys, cfg, where)
   params = {}
   for key in keys:
@@ -60,7 +60,7 @@ def hf_tensors(family: Family, cfg: ModelConfig,
     at a time.
   """
   flat = flax.traverse_util.flatten_dict(params, sep="/")
-  keys = [key for key in family.keys if key.paths[0] in flat]
+  keys = [key for key in family.keys if key.exists(cfg, flat)]
   assert {path for key in keys for path in key.paths} == flat.keys(), "The family's key map does not cover the model."
   sizes = {name: math.prod(key.shape(cfg)) * flat[key.paths[0]].dtype.itemsize
            for key in keys for name in key.names(cfg).values()}
