@@ -124,6 +124,16 @@ def check_combinations(config: Any) -> None:
       raise UserError(f"config.mesh.{axis} is 0, but it must be -1 or at least 1.")
 
 
+def check_objective(config: Any) -> None:
+  """Raises a UserError where the objective is for another kind of model than a `lmjax.config.Config` has.
+
+  This is about training only: a converted model has a config too, with an objective that nobody has chosen.
+  """
+  if config.objective.name == "causal_lm" and config.model.architecture in ("encoder", "encoder_decoder"):
+    raise UserError("config.objective.name is causal_lm, which trains a decoder, but config.model.architecture is "
+                    f"{config.model.architecture}; set it to decoder.")
+
+
 def _check_model(model: Any, seq_len: int) -> None:
   if model.head_dim is None and model.embed_dim % model.num_heads:
     raise UserError(f"config.model.num_heads = {model.num_heads} does not divide embed_dim = {model.embed_dim}; "
@@ -144,6 +154,16 @@ def _check_model(model: Any, seq_len: int) -> None:
   if "local" in model.attention_pattern and model.attention_window is None:
     raise UserError("config.model.attention_pattern has local layers, but config.model.attention_window is None; set "
                     "it to the keys that a query in them may see.")
+  exact = model.relative_buckets // 2
+  if model.position == "relative" and not exact < model.relative_max_distance:
+    raise UserError(f"config.model.relative_max_distance is {model.relative_max_distance}, but the first {exact} "
+                    "distances have buckets of their own (config.model.relative_buckets); make it larger.")
+  if model.position == "relative" and model.relative_buckets % 2:
+    raise UserError(f"config.model.relative_buckets is {model.relative_buckets}, but it must be even, for an encoder "
+                    "halves them.")
+  if model.attention_window is not None and model.architecture == "encoder_decoder":
+    raise UserError(f"config.model.attention_window is {model.attention_window}, which an encoder_decoder does not do; "
+                    "set it to None.")
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")

@@ -22,7 +22,7 @@ from lmjax import checkpoint, evaluate, memory, metrics, partitioning, resume
 from lmjax import config as config_lib
 from lmjax import workdir as workdir_lib
 from lmjax.config import Config, UserError
-from lmjax.config_checks import Refused
+from lmjax.config_checks import Refused, check_objective
 from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
 from lmjax.objectives import OBJECTIVES
@@ -211,6 +211,7 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
     Refused: where another run has the workdir, where it cannot be written, and where a policy of `train.on_nonfinite`
       or `train.on_spike` stops the run.
   """
+  check_objective(config)
   if config.train.compilation_cache:
     enable_compilation_cache()
   partitioning.join_processes()

@@ -60,6 +60,9 @@ def _until(tokens: list[int], eos_id: int | None) -> list[int]:
 
 
 def _check(cfg, prompts, max_new_tokens, temperature, top_k, top_p) -> None:
+  if cfg.architecture not in ("decoder", "xlnet"):
+    raise UserError(f"The model is an {cfg.architecture}, but only a decoder goes on from a prompt; an encoder_decoder "
+                    "is decoded with its methods start and step.")
   if not prompts or not all(len(prompt) for prompt in prompts):
     raise UserError("A prompt is empty; give at least one token, such as the end-of-text token.")
   largest = max(max(prompt) for prompt in prompts)
