@@ -4,6 +4,7 @@ Shapes: B batch, T length, D model width, E embedding width, V vocabulary.
 """
 
 import dataclasses
+from typing import Callable
 
 from flax import linen as nn
 import jax
@@ -78,19 +79,23 @@ class Block(nn.Module):
 
 
 def stack(cfg: ModelConfig, num_layers: int, causal: bool = True, cross: bool = False) -> nn.Module:
-  """Returns a loop over blocks: (carry, layer numbers, context) -> (carry, None).
+  """Returns a loop over blocks: (carry, layer numbers, context) -> (carry, None)."""
+  return repeat(cfg, Block, num_layers)(cfg, causal, cross)
+
+
+def repeat(cfg: ModelConfig, block: type[nn.Module], num_layers: int) -> Callable[..., nn.Module]:
+  """Makes of a kind of block (carry, its layer's, all layers') -> (carry, result) a loop over blocks.
 
   The parameters of all blocks are stacked on a leading "layers" axis, whether the loop over them is rolled or unrolled
   (cfg.scan_layers), so that a checkpoint serves both; with cfg.share_layers there is one block's.
   """
-  block = Block
   if cfg.remat_policy != "none":
-    block = nn.remat(Block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
+    block = nn.remat(block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
   split = {"variable_broadcast": "params"} if cfg.share_layers else {
       "variable_axes": {"params": 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
   return nn.scan(
       block, split_rngs={"params": not cfg.share_layers, "dropout": True}, in_axes=(0, nn.broadcast),
-      length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)(cfg, causal, cross)
+      length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)
 
 
 class Transformer(nn.Module):
@@ -187,7 +192,7 @@ class Head(nn.Module):
       self.bias = param(self, "bias", nn.initializers.zeros, (cfg.vocab_size,), ("vocab",))
 
 
-def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
+def make_model(cfg: ModelConfig, platform: str | None = None) -> nn.Module:
   """Returns the model of a config whose sizes are resolved.
 
   Args:
@@ -198,9 +203,12 @@ def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
   if cfg.dtype == "auto":
     platform = platform or partitioning.platform()
     cfg = dataclasses.replace(cfg, dtype="float32" if platform == "cpu" else "bfloat16")
+  if cfg.architecture == "xlnet":
+    from lmjax.models.xlnet import XLNet  # Which is made of parts of this file.
+    return XLNet(cfg)
   return Transformer(cfg)
 
 
-def init_params(model: Transformer, key: jax.Array) -> dict:
+def init_params(model: nn.Module, key: jax.Array) -> dict:
   """Returns initial parameters, each boxed with the names of its axes."""
   return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
