@@ -269,7 +269,8 @@ class CheckpointConfig:
                                          unit="steps", low=1)
   async_save: bool = setting(True, "Whether training goes on while a checkpoint is written.")
   restore_from: str | None = setting(None, "Workdir whose parameters a fresh run starts from.")
-  import_from: str | None = setting(None, "Hugging Face folder whose parameters a fresh run starts from.")
+  import_from: str | None = setting(
+      None, "Hugging Face folder, or hf:OWNER/NAME on the hub, whose parameters a fresh run starts from.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ POSITIONAL = None
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-  flags.DEFINE_string("source", None, "Hugging Face folder, or the workdir of a run.", flag_values=flag_values)
+  flags.DEFINE_string("source", None, "Hugging Face folder, hf:OWNER/NAME on the hub, or the workdir of a run.",
+                      flag_values=flag_values)
   flags.DEFINE_string("target", None, "Folder to write.", flag_values=flag_values)
 
 

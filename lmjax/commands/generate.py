@@ -1,6 +1,6 @@
 """continue a text
 
-PATH is the workdir of a run or a Hugging Face folder.
+PATH is the workdir of a run, a Hugging Face folder, or hf:OWNER/NAME on the hub.
 
   lmjax generate --workdir=PATH --prompt="def " --max_new_tokens=100
   lmjax generate PATH --prompt="Once upon a time" --temperature=0.8 --top_p=0.95 --num_samples=3
@@ -15,7 +15,8 @@ POSITIONAL = "workdir"
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-  flags.DEFINE_string("workdir", None, "Workdir of a run, or a Hugging Face folder.", flag_values=flag_values)
+  flags.DEFINE_string("workdir", None, "Workdir of a run, a Hugging Face folder, or hf:OWNER/NAME on the hub.",
+                      flag_values=flag_values)
   flags.DEFINE_string("prompt", None, "Text to go on from.", flag_values=flag_values)
   flags.DEFINE_integer("max_new_tokens", 128, "Tokens made at most.", flag_values=flag_values)
   flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 always takes the likeliest token.",

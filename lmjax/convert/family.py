@@ -9,7 +9,7 @@ whose columns are the model's width.
 
 import dataclasses
 import math
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import numpy as np
 
@@ -31,11 +31,17 @@ class Field:
     default: what Hugging Face takes where config.json lacks it.
     values: (theirs, ours) pairs where the values differ in name; () where they are the same. Of several pairs with one
       value of ours, the first is written.
+    read: (value, all of config.json with nested names flat) -> ours, where it takes more than another name.
+    write: (ours, ModelConfig) -> theirs, its inverse.
+    optional: whether it is left out of a written config.json where it would say the default.
   """
   theirs: str | tuple[str, ...]
   ours: str
   default: Any = Required
   values: tuple[tuple[Any, Any], ...] = ()
+  read: Callable[[Any, Mapping[str, Any]], Any] | None = None
+  write: Callable[[Any, ModelConfig], Any] | None = None
+  optional: bool = False
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -45,13 +51,13 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """One Hugging Face tensor, or one for each layer, and the parameters it holds.
+  """One Hugging Face tensor, or one for each layer or each expert of each layer, and the parameters it holds.
 
   Attributes:
-    theirs: its name; with "{layer}", one tensor a layer, which are stacked here.
+    theirs: its name; with "{layer}", one tensor a layer, and with "{expert}" one an expert; here they are stacked.
     layout: its axes, in groups, as this module's docstring explains.
     ours: path of the parameter, or of each part along C.
-    axes: axes of each parameter, without the layers'.
+    axes: axes of each parameter, without those of layers and experts that are stacked.
   """
   theirs: str
   layout: str
@@ -63,14 +69,13 @@ class Key:
     """All parameters that the tensor holds."""
     return (self.ours,) if isinstance(self.ours, str) else self.ours
 
-  @property
-  def layered(self) -> bool:
-    """Whether there is one tensor a layer."""
-    return "{layer}" in self.theirs
-
-  def name(self, layer: int) -> str:
-    """Returns the name of a layer's tensor."""
-    return self.theirs.format(layer=layer)
+  def names(self, cfg: ModelConfig) -> dict[tuple[int, ...], str]:
+    """Returns the name of every tensor by its place on the leading axes of the parameters."""
+    layers = cfg.num_decoder_layers if self.paths[0].startswith("decoder/") else cfg.num_layers
+    counts = {"layer": layers} if "{layer}" in self.theirs else {}
+    if "{expert}" in self.theirs:
+      counts["expert"] = cfg.num_experts
+    return {place: self.theirs.format(**dict(zip(counts, place))) for place in np.ndindex(*counts.values())}
 
   def shape(self, cfg: ModelConfig) -> tuple[int, ...]:
     """Returns the shape of the Hugging Face tensor."""
@@ -103,7 +108,8 @@ class Family:
 
   Attributes:
     model_type: its name in config.json.
-    architecture: the class that holds a language model of it.
+    architectures: the ModelConfig settings that each class of it stands for. The first class is meant where config.json
+      names none, and the first that fits is written.
     fixed: ModelConfig settings that every model of the family has.
     fields: settings that both sides have.
     required: settings of config.json that change the numbers, with the one value that is done here, which is also what
@@ -114,10 +120,10 @@ class Family:
     keys: every tensor; those whose parameters a model lacks (biases, an output projection) its file lacks too.
     prefix: what the names start with in a file of the whole model, and do not in one of the model without its head.
     ignored_keys: regular expressions for tensors that hold no parameters.
-    tied: the output projection and the embedding, by their names there. A file of a tied model may hold both.
+    tied: pairs of tensors that are one here: one that a file may hold or not, and the one that it must then equal.
   """
   model_type: str
-  architecture: str
+  architectures: Mapping[str, Mapping[str, Any]]
   fixed: Mapping[str, Any]
   fields: tuple[Field, ...]
   required: Mapping[str, Any]
@@ -127,4 +133,4 @@ class Family:
   keys: tuple[Key, ...]
   prefix: str
   ignored_keys: tuple[str, ...]
-  tied: tuple[str, str]
+  tied: tuple[tuple[str, str], ...]

@@ -18,6 +18,7 @@ from lmjax.config import CheckpointConfig, Config, UserError
 from lmjax.config_checks import Refused
 from lmjax.convert.family import Family
 from lmjax.convert.hf_config import differences, from_hf, read_json, to_hf
+from lmjax.convert.hub import local_folder
 from lmjax.convert.params import abstract_params, hf_tensors, read_params
 from lmjax.convert.tensor_files import TensorFiles, write_tensors
 from lmjax.models.transformer import Transformer, make_model
@@ -29,8 +30,8 @@ def load(path: epath.PathLike) -> tuple[Transformer, dict]:
   """Loads a model to apply: `model.apply({"params": params}, tokens)` gives logits.
 
   Args:
-    path: a Hugging Face folder, or the workdir of a run, of which the newest checkpoint is taken, and in it the average
-      of the weights where the run kept one.
+    path: a Hugging Face folder, hf:OWNER/NAME on the hub, or the workdir of a run, of which the newest checkpoint is
+      taken, and in it the average of the weights where the run kept one.
 
   Returns:
     The Flax module, and its parameters on the default device in the type of its `param_dtype`, which is float32 for a
@@ -39,7 +40,7 @@ def load(path: epath.PathLike) -> tuple[Transformer, dict]:
   Raises:
     UserError: if the folder is neither, holds what is not supported, or is damaged.
   """
-  path = epath.Path(path)
+  path = local_folder(path)
   raw = _read_config(path)
   if "model_type" in raw:
     family, config = from_hf(raw, path / "config.json")
@@ -53,7 +54,7 @@ def import_params(path: epath.PathLike, model: Transformer, abstract: Any) -> di
   """Reads the parameters of a Hugging Face folder straight onto their devices.
 
   Args:
-    path: a Hugging Face folder.
+    path: a Hugging Face folder, or hf:OWNER/NAME on the hub.
     model: which must compute what the folder's model does.
     abstract: the parameters as jax.ShapeDtypeStruct with shardings.
 
@@ -63,7 +64,7 @@ def import_params(path: epath.PathLike, model: Transformer, abstract: Any) -> di
   Raises:
     UserError: if it is no such folder, its model differs from `model`, or a tensor is missing, unknown or wrong.
   """
-  path = epath.Path(path)
+  path = local_folder(path)
   raw = _read_config(path)
   if "model_type" not in raw:
     raise UserError(f"{path} is not a Hugging Face folder: its config.json has no model_type; for a run's workdir, set "
@@ -114,9 +115,10 @@ def load_tokenizer(path: epath.PathLike) -> Any:
     UserError: if the folder has none.
   """
   from lmjax.data.tokenizer import Tokenizer
-  if not epath.Path(path).is_dir():
+  path = local_folder(path)
+  if not path.is_dir():
     raise UserError(f"There is no folder {path}; give a Hugging Face folder or the workdir of a run.")
-  file = epath.Path(path) / _TOKENIZER
+  file = path / _TOKENIZER
   if not file.exists():
     raise UserError(f"{path} has no {_TOKENIZER}; copy the one that belongs to the model there.")
   return Tokenizer.from_file(file)
@@ -135,7 +137,7 @@ def convert(source: epath.PathLike, target: epath.PathLike) -> str:
   Raises:
     UserError: as `load` and `save_hf` do.
   """
-  source, target = epath.Path(source), epath.Path(target)
+  source, target = local_folder(source), epath.Path(target)
   raw = _read_config(source)
   _check_target(target)  # Before a large model is read.
   if "model_type" in raw:

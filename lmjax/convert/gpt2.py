@@ -7,7 +7,7 @@ _BLOCK = "transformer.h.{layer}"
 
 FAMILY = Family(
     model_type="gpt2",
-    architecture="GPT2LMHeadModel",
+    architectures={"GPT2LMHeadModel": {}, "GPT2Model": {}},
     fixed=dict(block="pre", norm="layernorm", norm_bias=True, position="learned", gated_mlp=False, qkv_bias=True,
                out_bias=True, mlp_bias=True, scale_residual_init=True),
     fields=(
@@ -52,5 +52,5 @@ FAMILY = Family(
     ),
     prefix="transformer.",
     ignored_keys=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
-    tied=("lm_head.weight", "transformer.wte.weight"),
+    tied=(("lm_head.weight", "transformer.wte.weight"),),
 )

@@ -73,7 +73,7 @@ def _read_model(family: Family, hf: Mapping[str, Any], where: str) -> dict[str, 
   """Returns the ModelConfig settings of a Hugging Face config."""
   flat = _flat(hf, {*_IGNORED_FIELDS, *family.ignored_fields})
   _refuse(family, flat, where)
-  model, read_from = dict(family.fixed), {}
+  model, read_from = {**family.fixed, **_architecture(family, hf, where)}, {}
   for field in family.fields:
     value, name = _read_field(field, flat, where), field.names[0]
     if field.ours in read_from and model[field.ours] != value:
@@ -81,6 +81,14 @@ def _read_model(family: Family, hf: Mapping[str, Any], where: str) -> dict[str, 
                       "lmjax cannot do; they must be equal.")
     model[field.ours], read_from[field.ours] = value, name
   return model
+
+
+def _architecture(family: Family, hf: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+  name = (hf.get("architectures") or list(family.architectures))[0]
+  if name not in family.architectures:
+    raise UserError(f"{where} has architectures = {[name]!r}, which lmjax does not do; it does "
+                    f"{', '.join(family.architectures)}.")
+  return family.architectures[name]
 
 
 def _flat(hf: Mapping[str, Any], ignored: set[str], prefix: str = "") -> dict[str, Any]:
@@ -113,6 +121,8 @@ def _read_field(field: Field, flat: Mapping[str, Any], where: str) -> Any:
   for name in given[1:]:
     if flat[name] != value:
       raise UserError(f"{where} has {given[0]} = {value!r} but {name} = {flat[name]!r}; make them equal.")
+  if field.read:
+    return field.read(value, flat)
   if not field.values:
     return value
   for theirs, ours in field.values:
@@ -157,13 +167,25 @@ def to_hf(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 
 def _written(family: Family, cfg: ModelConfig) -> dict[str, Any]:
-  hf = {"model_type": family.model_type, "architectures": [family.architecture], **family.written}
+  fits = lambda settings: all(getattr(cfg, name) == value for name, value in settings.items())
+  names = [name for name, settings in family.architectures.items() if fits(settings)] or [*family.architectures]
+  hf = {"model_type": family.model_type, "architectures": names[:1], **family.written}
   for field in family.fields:
     value = getattr(cfg, field.ours)
-    names = [theirs for theirs, ours in field.values if ours == value] if field.values else [value]
-    if names:
-      hf[field.names[0]] = names[0]
+    if field.write:
+      values = [field.write(value, cfg)]
+    else:
+      values = [theirs for theirs, ours in field.values if ours == value] if field.values else [value]
+    if values and not (field.optional and values[0] == field.default):
+      _put(hf, field.names[0], values[0])
   return hf
+
+
+def _put(hf: dict[str, Any], name: str, value: Any) -> None:
+  *outer, last = name.split(".")
+  for part in outer:
+    hf = hf.setdefault(part, {})
+  hf[last] = value
 
 
 def _lost(family: Family, hf: Mapping[str, Any], cfg: ModelConfig) -> list[str]:

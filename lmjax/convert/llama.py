@@ -7,7 +7,7 @@ _ATTENTION, _MLP = f"{_BLOCK}.self_attn", f"{_BLOCK}.mlp"
 
 FAMILY = Family(
     model_type="llama",
-    architecture="LlamaForCausalLM",
+    architectures={"LlamaForCausalLM": {}, "LlamaModel": {}},
     fixed=dict(block="pre", norm="rmsnorm", position="rotary", gated_mlp=True, scale_residual_init=False),
     fields=(
         Field("num_hidden_layers", "num_layers"),
@@ -59,5 +59,5 @@ FAMILY = Family(
     ),
     prefix="model.",
     ignored_keys=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
-    tied=("lm_head.weight", "model.embed_tokens.weight"),
+    tied=(("lm_head.weight", "model.embed_tokens.weight"),),
 )

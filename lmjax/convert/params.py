@@ -63,20 +63,15 @@ def hf_tensors(family: Family, cfg: ModelConfig,
   keys = [key for key in family.keys if key.paths[0] in flat]
   assert {path for key in keys for path in key.paths} == flat.keys(), "The family's key map does not cover the model."
   sizes = {name: math.prod(key.shape(cfg)) * flat[key.paths[0]].dtype.itemsize
-           for key in keys for name in _names(key, cfg)}
+           for key in keys for name in key.names(cfg).values()}
   return sizes, _make_tensors(keys, cfg, flat)
 
 
 def _make_tensors(keys: list[Key], cfg: ModelConfig, flat: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
   for key in keys:
     parts = [np.asarray(flat[path]) for path in key.paths]
-    for layer, name in enumerate(_names(key, cfg)):
-      yield name, key.join(tuple(part[layer] if key.layered else part for part in parts), cfg)
-
-
-def _names(key: Key, cfg: ModelConfig) -> list[str]:
-  """Returns the names of a key's tensors, in the order of the layers."""
-  return [key.name(layer) for layer in range(cfg.num_layers if key.layered else 1)]
+    for place, name in key.names(cfg).items():
+      yield name, key.join(tuple(part[place] for part in parts), cfg)
 
 
 def _checked_names(files: TensorFiles, family: Family, keys: list[Key], cfg: ModelConfig, where: str) -> dict[str, str]:
@@ -84,7 +79,8 @@ def _checked_names(files: TensorFiles, family: Family, keys: list[Key], cfg: Mod
   headless = not any(name.startswith(family.prefix) for name in files.names)
   outside = {key.theirs for key in family.keys if not key.theirs.startswith(family.prefix)}
   names = {family.prefix + name if headless and name not in outside else name: name for name in files.names}
-  wanted = {name: key.shape(cfg) for key in keys for name in _names(key, cfg)}
+  wanted = {name: key.shape(cfg) for key in keys for name in key.names(cfg).values()}
+  twins = dict(family.tied)
   for name, shape in wanted.items():
     if name not in names:
       raise UserError(f"{where} has no tensor {name}, which its config.json asks for; put back a good copy.")
@@ -95,11 +91,11 @@ def _checked_names(files: TensorFiles, family: Family, keys: list[Key], cfg: Mod
   for name in sorted(names.keys() - wanted.keys()):
     if any(re.fullmatch(pattern, name) for pattern in family.ignored_keys):
       continue
-    if name != family.tied[0]:
+    if name not in twins:
       raise UserError(f"{where} has a tensor {names[name]}, which a {family.model_type} model of its config.json does "
                       "not; remove it, or use the config.json that belongs to the tensors.")
-    if not np.array_equal(files.read(names[name]), files.read(names[family.tied[1]])):
-      raise UserError(f"{where} has {names[name]} that differs from {names[family.tied[1]]}, although "
+    if not np.array_equal(files.read(names[name]), files.read(names[twins[name]])):
+      raise UserError(f"{where} has {names[name]} that differs from {names[twins[name]]}, although "
                       "tie_word_embeddings is true; set it to false in config.json.")
   return names
 
@@ -108,13 +104,12 @@ def _read_key(files: TensorFiles, names: dict[str, str], key: Key, cfg: ModelCon
               abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
   """Reads the tensors of one key, each once, into the parts of the parameters that this process's devices hold."""
   buffers = {path: _buffers(leaf) for path, leaf in abstract.items()}
-  for layer, name in enumerate(_names(key, cfg)):
+  for place, name in key.names(cfg).items():
     for path, part in zip(key.paths, key.split(files.read(names[name]), cfg)):
-      for index, buffer in buffers[path].items():
-        if not key.layered:
-          buffer[...] = part[_slices(index)]
-        elif index[0][0] <= layer < index[0][1]:
-          buffer[layer - index[0][0]] = part[_slices(index[1:])]
+      for bounds, buffer in buffers[path].items():
+        leading, rest = bounds[:len(place)], bounds[len(place):]
+        if all(start <= at < stop for at, (start, stop) in zip(place, leading)):
+          buffer[tuple(at - start for at, (start, _) in zip(place, leading))] = part[_slices(rest)]
   return {path: jax.make_array_from_callback(
       leaf.shape, leaf.sharding, lambda index: buffers[path][_bounds(index, leaf.shape)])  # noqa: B023
       for path, leaf in abstract.items()}

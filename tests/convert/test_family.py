@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lmjax.config import ModelConfig, UserError
-from lmjax.convert import hf_config
-from lmjax.convert.family import Key
+from lmjax.convert import gpt2, hf_config
+from lmjax.convert.family import Field, Key
 from lmjax.convert.hf_config import FAMILIES
 from lmjax.models.transformer import init_params, make_model
 
@@ -25,7 +25,8 @@ def test_rows_of_heads_become_axes():
   (got,) = key.split(tensor, CFG)
   assert got.tolist() == [[[0, 1, 2], [3, 4, 5]], [[10, 11, 12], [13, 14, 15]]]
   assert got.base is not None and key.join((got,), CFG).tolist() == tensor.tolist()
-  assert key.shape(CFG) == (6, 2) and key.name(7) == "q.7" and key.layered
+  assert key.shape(CFG) == (6, 2)
+  assert key.names(dataclasses.replace(CFG, num_layers=2)) == {(0,): "q.0", (1,): "q.1"}
 
 
 def test_a_fused_tensor_falls_into_its_parts():
@@ -37,7 +38,7 @@ def test_a_fused_tensor_falls_into_its_parts():
   assert key_.tolist() == [[[6, 7, 8], [9, 10, 11]], [[24, 25, 26], [27, 28, 29]]]
   assert value[1].tolist() == [[30, 31, 32], [33, 34, 35]]
   assert key.join((query, key_, value), CFG).tolist() == tensor.tolist()
-  assert not key.layered and key.shape(CFG) == (2, 18)
+  assert key.names(CFG) == {(): "qkv"} and key.shape(CFG) == (2, 18)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -49,7 +50,7 @@ def test_keys_cover_the_model_with_axes_of_its_shapes(family):
     shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))  # noqa: B023
     shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
     sizes = dict(D=2, N=2, K=2, H=4, F=4, V=5, P=6)
-    mapped = {path: (7,) * key.layered + tuple(sizes[letter] for letter in key.axes)
+    mapped = {path: (7,) * ("{layer}" in key.theirs) + tuple(sizes[letter] for letter in key.axes)
               for key in family.keys for path in key.paths}
     assert {path: shape for path, shape in mapped.items() if path in shapes} == shapes
     assert all(re.search("bias|head", path) for path in mapped.keys() - shapes.keys())
@@ -60,6 +61,22 @@ def test_every_setting_named_in_a_table_exists(family):
   ours = {field.name for field in dataclasses.fields(ModelConfig)}
   assert {*family.fixed, *family.unused, *(field.ours for field in family.fields)} <= ours
   assert not {*family.fixed} & {field.ours for field in family.fields}
+
+
+def test_a_setting_may_be_nested_computed_and_left_out():
+  halved = Field("inner.half", "num_layers", read=lambda value, flat: 2 * value, write=lambda ours, cfg: ours // 2)
+  quiet = Field("inner.eps", "norm_eps", 1e-6, optional=True)
+  family = dataclasses.replace(gpt2.FAMILY, fields=(halved, quiet), written={})
+  written = lambda **settings: hf_config._written(family, dataclasses.replace(CFG, num_layers=4, **settings))["inner"]
+  assert written(norm_eps=1e-6) == {"half": 2} and written(norm_eps=1e-5) == {"half": 2, "eps": 1e-5}
+  read = hf_config._read_model(family, {"inner": {"half": 3}}, "config.json")
+  assert (read["num_layers"], read["norm_eps"]) == (6, 1e-6)
+
+
+def test_another_class_of_a_family_is_refused():
+  hf = dict(model_type="gpt2", architectures=["GPT2DoubleHeadsModel"], n_layer=1, n_embd=8, n_head=2, vocab_size=16)
+  with pytest.raises(UserError, match=r"'GPT2DoubleHeadsModel'.*it does GPT2LMHeadModel, GPT2Model"):
+    hf_config.from_hf(hf, "config.json")
 
 
 LLAMA_LIKE = dict(num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64,
