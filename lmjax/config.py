@@ -184,7 +184,8 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
   """What is minimised."""
-  name: str = setting("causal_lm", "Objective.", choices=("causal_lm",))
+  name: str = setting("causal_lm", "Objective; none is for a model that is not to be trained.",
+                      choices=("causal_lm", "none"))
   label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
   z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)
   loss_chunk: int | None = setting(

@@ -13,7 +13,7 @@ from lmjax import config as config_lib
 from lmjax.config import Config, MeshConfig
 from lmjax.config_checks import UserError, nearest
 from lmjax.models.transformer import init_params, make_model
-from lmjax.objectives import OBJECTIVES
+from lmjax.objectives import get_objective
 
 
 class Evaluator:
@@ -87,7 +87,7 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),
                         partitioning.param_shardings(mesh, boxed))
   params = checkpoint.restore_params(workdir, shapes, step, prefer_ema=config.eval.use_ema)
-  return dict(Evaluator(model, OBJECTIVES[config.objective.name], config, mesh, data)(params, None))
+  return dict(Evaluator(model, get_objective(config.objective.name), config, mesh, data)(params, None))
 
 
 def read_config(workdir: str) -> Config:

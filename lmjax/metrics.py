@@ -55,7 +55,8 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
 
   With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
   query sees, a forward pass costs 2 L (2 D H (N + K) + m D F) + 2 D V + 4 L S N H, m being 3 for a gated MLP and
-  else 2.
+  else 2. Of XLNet it is the content stream without memory, with 6 L S N H at the end; the keys of distances, which are
+  made once for a batch, are left out.
 
   Args:
     cfg: with its sizes resolved.
@@ -64,7 +65,10 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   D, F, V, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
   window = min(cfg.attention_window or seq_len, seq_len)
   mean_keys = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
-  per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 4 * mean_keys * N * H
+  products = 2  # Of a query and a key, and of their weight and a value.
+  if cfg.architecture == "xlnet":
+    mean_keys, products = mean_keys if cfg.unidirectional else seq_len, 3  # And of a query and a distance.
+  per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 2 * products * mean_keys * N * H
   return 3.0 * (cfg.num_layers * per_layer + 2 * D * V)
 
 

@@ -25,7 +25,7 @@ from lmjax.config import Config, UserError
 from lmjax.config_checks import Refused
 from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
-from lmjax.objectives import OBJECTIVES
+from lmjax.objectives import get_objective
 from lmjax.optim.optimizer import Optimizer, make_optimizer, mean_and_clip
 from lmjax.optim.schedules import make_schedule
 from lmjax.tracking import Tracker
@@ -103,7 +103,7 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   of_params = partitioning.param_shardings(mesh, boxed)
   shardings = partitioning.like_params(mesh, shapes, shapes.params, of_params)
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-  return Setup(config, mesh, model, OBJECTIVES[config.objective.name], optimizer, start, shapes)
+  return Setup(config, mesh, model, get_objective(config.objective.name), optimizer, start, shapes)
 
 
 def init_state(setup: Setup) -> TrainState:

@@ -13,10 +13,10 @@ from etils import epath
 from lmjax import config as config_lib
 from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import UserError, nearest
-from lmjax.convert import gpt2, llama
+from lmjax.convert import gpt2, llama, xlnet
 from lmjax.convert.family import Family, Field, Required
 
-FAMILIES = {family.model_type: family for family in (gpt2.FAMILY, llama.FAMILY)}
+FAMILIES = {family.model_type: family for family in (gpt2.FAMILY, llama.FAMILY, xlnet.FAMILY)}
 
 # ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
 # use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.
@@ -137,6 +137,8 @@ def _experiment(model: Mapping[str, Any], where: str) -> Config:
   values = config_lib.base_config().to_dict()
   values["model"] |= model
   values["train"]["num_steps"] = 1
+  if (model.get("architecture", "decoder"), model.get("head", "lm")) != ("decoder", "lm"):
+    values["objective"]["name"] = "none"
   if model["position"] == "learned" and isinstance(model["max_positions"], int):
     values["data"]["seq_len"] = min(values["data"]["seq_len"], model["max_positions"])
   try:

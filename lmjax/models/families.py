@@ -30,6 +30,11 @@ _LLAMA_SIZES = {
     "3.2-3B": (28, 3072, 24, 8, 128, 8192, 128256, 5e5, True),
 }
 
+_XLNET_SIZES = {
+    # Yang et al. 2019, arXiv 1906.08237, appendix A.6, and the released models: layers, width, heads.
+    "base": (12, 768, 12), "large": (24, 1024, 16),
+}
+
 
 def gpt2(size: str = "124M") -> dict:
   """GPT-2: learned positions, LayerNorm before each part, GELU, biases, tied embeddings."""
@@ -49,6 +54,15 @@ def llama(size: str = "3.2-1B") -> dict:
   return dict(
       llama_style(), num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads,
       head_dim=head_dim, mlp_dim=mlp_dim, vocab_size=vocab, rope_theta=theta, tie_embeddings=tied)
+
+
+def xlnet(size: str = "base") -> dict:
+  """XLNet: two streams of attention over relative positions, LayerNorm after each part, a memory of all before."""
+  num_layers, embed_dim, num_heads = _pick("XLNet", _XLNET_SIZES, size)
+  return dict(architecture="xlnet", num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads,
+              mlp_dim=4 * embed_dim, vocab_size=32000, position="relative", norm="layernorm", norm_eps=1e-12,
+              activation="gelu", gated_mlp=False, use_bias=False, mlp_bias=True, head_bias=True, tie_embeddings=True,
+              block="post", scale_residual_init=False)
 
 
 def llama_style() -> dict:

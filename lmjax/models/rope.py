@@ -40,7 +40,7 @@ def rotate(x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
   return jnp.concatenate(turned if rest.shape[-1] else turned[:2], axis=-1).astype(x_BTNH.dtype)
 
 
-def periods(width: int, theta: float) -> np.ndarray:
+def rotary_periods(width: int, theta: float) -> np.ndarray:
   """Returns what a position is divided by to get an angle, theta^(0 / width), theta^(2 / width), ..., in float32."""
   # Rounded where Hugging Face rounds, for at far positions the last bit of a rate shows in the logits. NumPy's own
   # float32 powers differ between processors.
@@ -49,24 +49,24 @@ def periods(width: int, theta: float) -> np.ndarray:
 
 
 def _none(cfg, width, theta, length):
-  return np.float32(1.0) / periods(width, theta), 1.0
+  return np.float32(1.0) / rotary_periods(width, theta), 1.0
 
 
 def _linear(cfg, width, theta, length):
   """Positions are divided by the factor (Chen et al. 2023, arXiv 2306.15595)."""
-  return np.float32(1.0) / periods(width, theta) / np.float32(cfg.rope_factor), 1.0
+  return np.float32(1.0) / rotary_periods(width, theta) / np.float32(cfg.rope_factor), 1.0
 
 
 def _dynamic(cfg, width, theta, length):
   """The base grows with the length of the text once that is beyond the original ("NTK-aware", bloc97 2023)."""
   original = cfg.rope_original_positions
   stretch = cfg.rope_factor * max(length, original) / original - (cfg.rope_factor - 1)
-  return np.float32(1.0) / periods(width, theta * stretch ** (width / (width - 2))), 1.0
+  return np.float32(1.0) / rotary_periods(width, theta * stretch ** (width / (width - 2))), 1.0
 
 
 def _llama3(cfg, width, theta, length):
   """Slow turns are stretched, fast ones are not, and those between in part (Llama 3.1, arXiv 2407.21783)."""
-  rates = np.float32(1.0) / periods(width, theta)
+  rates = np.float32(1.0) / rotary_periods(width, theta)
   turns = cfg.rope_original_positions * rates / np.float32(2 * math.pi)
   low, high = cfg.rope_low_frequency, cfg.rope_high_frequency
   kept = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
@@ -75,7 +75,7 @@ def _llama3(cfg, width, theta, length):
 
 def _yarn(cfg, width, theta, length):
   """The same with a ramp over dimensions, and sharper scores (Peng et al. 2023, arXiv 2309.00071)."""
-  periods = periods(width, theta)
+  periods = rotary_periods(width, theta)
   place = lambda turns: width * math.log(cfg.rope_original_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
   first = max(math.floor(place(cfg.rope_high_frequency)), 0)
   last = min(math.ceil(place(cfg.rope_low_frequency)), width - 1)

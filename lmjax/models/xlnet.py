@@ -18,7 +18,7 @@ import numpy as np
 from lmjax.config import ModelConfig
 from lmjax.models.layers import Dropout, Einsum, Embed, Mlp, Norm, param, residual_std
 from lmjax.models.masks import AttentionSpec, seen
-from lmjax.models.rope import periods
+from lmjax.models.rope import rotary_periods
 from lmjax.models.transformer import Head, repeat
 from lmjax.partitioning import constrain
 
@@ -66,7 +66,8 @@ class RelativeAttention(nn.Module):
     self.out = Einsum(cfg, "BTNH,NHD->BTD", (*shape[1:], shape[0]), (*axes[1:], axes[0]), residual_std(cfg),
                       cfg.out_bias)
     self.for_content, self.for_distance, self.for_type = HeadBias(cfg), HeadBias(cfg), HeadBias(cfg)
-    self.types = param(self, "types", nn.initializers.normal(cfg.init_std), (2, *shape[1:]), ("token_type", *axes[1:]))
+    of_types = lambda name: param(self, name, nn.initializers.normal(cfg.init_std), shape[1:], axes[1:])
+    self.same_type, self.other_type = of_types("same_type"), of_types("other_type")
 
   def __call__(self, x_BTD: jax.Array, g_BPD: jax.Array | None, memory_BMD: jax.Array | None,
                context: Context) -> tuple[jax.Array, jax.Array | None]:
@@ -98,9 +99,10 @@ class RelativeAttention(nn.Module):
     product = lambda equation, q, k: jnp.einsum(equation, q, k, preferred_element_type=jnp.float32)
     scores = product("BTNH,BSNH->BNTS", self.for_content(q_BTNH), k_BSNH)
     scores += shift(product("BTNH,BRNH->BNTR", self.for_distance(q_BTNH), r_BRNH), k_BSNH.shape[1])
+    q_BTNH = self.for_type(q_BTNH)
     if context.other_type_BTS is not None:
-      same, other = product("BTNH,CNH->CBNT", self.for_type(q_BTNH), self.types.astype(q_BTNH.dtype))[..., None]
-      scores += jnp.where(context.other_type_BTS[:, None], other, same)
+      same, other = (product("BTNH,NH->BNT", q_BTNH, x.astype(q_BTNH.dtype)) for x in (self.same_type, self.other_type))
+      scores += jnp.where(context.other_type_BTS[:, None], other[..., None], same[..., None])
     return scores * AttentionSpec(scale=self.cfg.attention_scale).scale_of(self.cfg.head_dim)
 
 
@@ -257,5 +259,5 @@ def encode_distances(cfg: ModelConfig, length: int, num_keys: int) -> jax.Array:
   if cfg.distance_clamp is not None:
     distances = distances.clip(-cfg.distance_clamp, cfg.distance_clamp)
   directions = np.stack([distances, -distances] if cfg.reverse_half else [distances])
-  angles = jnp.asarray(directions[..., None] * (np.float32(1.0) / periods(cfg.embed_dim, 10_000.0)))
+  angles = jnp.asarray(directions[..., None] * (np.float32(1.0) / rotary_periods(cfg.embed_dim, 10_000.0)))
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
