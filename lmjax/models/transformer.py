@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax import partitioning
-from lmjax.config import ModelConfig, fill_sizes
+from lmjax.config import ModelConfig, UserError, fill_sizes
 from lmjax.models.attention import Attention, Context, KVCache
 from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, param
 from lmjax.partitioning import constrain
@@ -195,6 +195,12 @@ def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
     platform: "cpu", "gpu" or "tpu", which decides what dtype "auto" is; None means that of the mesh in use.
   """
   cfg = fill_sizes(cfg)
+  for name, done in (("architecture", ("decoder", "encoder")), ("head", ("lm",))):
+    if getattr(cfg, name) not in done:
+      raise UserError(f"config.model.{name} is {getattr(cfg, name)!r}, which is not supported yet; use "
+                      f"{' or '.join(done)}.")
+  if cfg.position == "relative":
+    raise UserError("config.model.position is 'relative', which is not supported yet; use another, such as rotary.")
   if cfg.dtype == "auto":
     platform = platform or partitioning.platform()
     cfg = dataclasses.replace(cfg, dtype="float32" if platform == "cpu" else "bfloat16")
