@@ -109,6 +109,16 @@ class ModelConfig:
   qkv_bias: bool | None = setting(None, "Whether those to queries, keys and values do; None means use_bias.")
   out_bias: bool | None = setting(None, "Whether attention's output map does; None means use_bias.")
   mlp_bias: bool | None = setting(None, "Whether those of the MLP do; None means use_bias.")
+  num_experts: int = setting(0, "Experts in place of the MLP, of which a router picks some for each token (E); 0 has "
+                             "none.", low=0, high=_MAX_SIZE)
+  experts_per_token: int = setting(2, "Experts that the router picks.", low=1, high=_MAX_SIZE)
+  expert_dim: int | None = setting(None, "Hidden width of an expert; None means mlp_dim.", low=1, high=_MAX_SIZE)
+  shared_expert_dim: int = setting(
+      0, "Hidden width of an expert that every token has besides, through a gate of its own (Qwen-MoE); 0 has none.",
+      low=0, high=_MAX_SIZE)
+  normalize_expert_weights: bool = setting(True, "Whether the weights of the experts picked are made to add up to 1.")
+  expert_capacity_factor: float | None = setting(
+      None, "Tokens of a sequence that an expert takes at most, over its even share; None drops none.", above=0)
   qk_norm: str = setting("none", "Whether queries and keys are RMS-normalised: each head (Qwen3) or all heads as one "
                          "vector (OLMo 2).", choices=("none", "head", "all"))
   attention_scale: float | None = setting(
@@ -174,6 +184,10 @@ class ObjectiveConfig:
   name: str = setting("causal_lm", "Objective.", choices=("causal_lm",))
   label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
   z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)
+  router_balance: float = setting(
+      0.0, "Weight of the load-balancing loss of a mixture of experts (Switch used 1e-2).", low=0)
+  router_z_loss: float = setting(
+      0.0, "Weight of the squared log-normaliser of its routers (ST-MoE used 1e-3).", low=0)
   loss_chunk: int | None = setting(
       None, "Positions projected to logits at a time; None chooses so that they stay small.", unit="tokens", low=1)
 
@@ -267,7 +281,7 @@ class MeshConfig:
   data: int = setting(-1, "Copies of the model, each with its part of the batch.", low=-1)
   fsdp: int = setting(1, "Splits parameters and the batch.", low=-1)
   stage: int = setting(1, "Pipeline stages.", low=-1)
-  expert: int = setting(1, "Splits experts.", low=-1)
+  expert: int = setting(1, "Splits experts, and the batch.", low=-1)
   context: int = setting(1, "Splits the sequence.", low=-1)
   tensor: int = setting(1, "Splits heads, MLP and vocabulary.", low=-1)
 
@@ -397,6 +411,8 @@ def fill_sizes(model: ModelConfig) -> ModelConfig:
       num_kv_heads=default("num_kv_heads", model.num_heads),
       head_dim=head_dim,
       mlp_dim=default("mlp_dim", 4 * model.embed_dim),
+      expert_dim=(default("expert_dim", model.mlp_dim or 4 * model.embed_dim) if model.num_experts
+                  else model.expert_dim),
       embedding_dim=default("embedding_dim", model.embed_dim),
       **{name: default(name, model.use_bias) for name in ("qkv_bias", "out_bias", "mlp_bias")})
 

@@ -144,6 +144,12 @@ def _check_model(model: Any, seq_len: int) -> None:
   if "local" in model.attention_pattern and model.attention_window is None:
     raise UserError("config.model.attention_pattern has local layers, but config.model.attention_window is None; set "
                     "it to the keys that a query in them may see.")
+  if model.num_experts and model.experts_per_token > model.num_experts:
+    raise UserError(f"config.model.experts_per_token is {model.experts_per_token}, but there are only "
+                    f"{model.num_experts} experts (config.model.num_experts).")
+  if model.num_experts and (model.use_bias if model.mlp_bias is None else model.mlp_bias):
+    raise UserError("config.model.num_experts asks for experts, which have no biases here; set config.model.mlp_bias to "
+                    "False.")
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")

@@ -25,7 +25,9 @@ FIXED = (
     "model.rope_theta", "model.local_rope_theta", "model.rotary_fraction", "model.rope_scaling", "model.rope_factor",
     "model.rope_original_positions", "model.rope_low_frequency", "model.rope_high_frequency",
     "model.rope_attention_factor", "model.relative_buckets", "model.relative_max_distance", "model.activation",
-    "model.gated_mlp", "model.use_bias", "model.qkv_bias", "model.out_bias", "model.mlp_bias", "model.qk_norm",
+    "model.gated_mlp", "model.use_bias", "model.qkv_bias", "model.out_bias", "model.mlp_bias", "model.num_experts",
+    "model.experts_per_token", "model.expert_dim", "model.shared_expert_dim", "model.normalize_expert_weights",
+    "model.expert_capacity_factor", "model.qk_norm",
     "model.attention_scale", "model.attention_window", "model.attention_pattern", "model.attention_softcap",
     "model.logit_softcap", "model.head", "model.num_labels", "model.head_transform", "model.head_bias",
     "model.tie_embeddings", "model.scale_embeddings", "model.init_std", "model.scale_residual_init",
@@ -36,6 +38,7 @@ FIXED = (
 WARNED = (
     "train.num_steps", "train.num_tokens", "train.num_epochs", "train.ema_decay", "train.on_spike",
     "train.spike_threshold", "model.dropout", "model.dtype", "objective.label_smoothing", "objective.z_loss",
+    "objective.router_balance", "objective.router_z_loss",
     "optim.learning_rate", "optim.schedule", "optim.warmup_steps", "optim.warmup_tokens", "optim.warmup_epochs",
     "optim.decay_steps", "optim.decay_tokens", "optim.decay_epochs", "optim.final_learning_rate_ratio", "optim.beta1",
     "optim.beta2", "optim.momentum", "optim.eps", "optim.weight_decay", "optim.clip_norm",

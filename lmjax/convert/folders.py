@@ -10,6 +10,7 @@ from typing import Any, Iterator
 from etils import epath
 from flax import linen as nn
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 
 from lmjax import checkpoint
@@ -24,6 +25,11 @@ from lmjax.convert.tensor_files import TensorFiles, write_tensors
 from lmjax.models.transformer import Transformer, make_model
 
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+# What transformers' tokenizers are made of besides, old ones and new.
+_TOKENIZER_FILES = (
+    _TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
+    "chat_template.jinja", "generation_config.json")
 
 
 def load(path: epath.PathLike) -> tuple[Transformer, dict]:
@@ -93,19 +99,20 @@ def save_hf(model: Transformer, params: dict, path: epath.PathLike, tokenizer: A
 
 
 def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any,
-          tokenizer_config: epath.Path | None = None) -> None:
-  """Writes a folder as `save_hf` does, with a copy of `tokenizer_config` where it is given and exists."""
+          source: epath.Path | None = None) -> None:
+  """Writes a folder as `save_hf` does, with copies of the tokenizer's files where `source` has some."""
   family, settings = to_hf(model.cfg)
   params = nn.unbox(params)
   _check_params(params, model)
-  settings["torch_dtype"] = jnp.dtype(params["embed"]["embedding"].dtype).name
+  settings["torch_dtype"] = jnp.dtype(jax.tree.leaves(params)[0].dtype).name
   settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_id if tokenizer else None}
   with _new_folder(path) as folder:
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     write_tensors(folder, *hf_tensors(family, model.cfg, params))
     if tokenizer:
       _save_tokenizer(tokenizer, folder)
-    _copy(tokenizer_config, folder)
+    if source:
+      _copy_tokenizer(source, folder)
 
 
 def load_tokenizer(path: epath.PathLike) -> Any:
@@ -146,7 +153,7 @@ def convert(source: epath.PathLike, target: epath.PathLike) -> str:
             "start a run from it with config.checkpoint.restore_from.")
   model, params = load(source)
   tokenizer = load_tokenizer(source) if (source / _TOKENIZER).exists() else None
-  _save(model, params, target, tokenizer, source / _TOKENIZER_CONFIG)
+  _save(model, params, target, tokenizer, source)
   family, _ = to_hf(model.cfg)
   return f"Wrote {target}, a Hugging Face folder of model_type {family.model_type} with the newest weights of {source}."
 
@@ -155,8 +162,8 @@ def _to_workdir(source: epath.Path, target: epath.Path, raw: dict) -> None:
   family, config = from_hf(raw, source / "config.json")
   params = _read_folder(source, family, config, abstract_params(make_model(config.model)))
   with _new_folder(target) as folder:
-    _copy(source / _TOKENIZER_CONFIG, folder)
-    if _copy(source / _TOKENIZER, folder):
+    _copy_tokenizer(source, folder)
+    if (folder / _TOKENIZER).exists():
       data = dataclasses.replace(config.data, tokenizer=os.path.abspath(target / _TOKENIZER))
       config = dataclasses.replace(config, data=data)
     (folder / "config.json").write_text(config_lib.to_json(config))
@@ -206,12 +213,10 @@ def _save_tokenizer(tokenizer: Any, folder: epath.Path) -> None:
   (folder / _TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _copy(file: epath.Path | None, folder: epath.Path) -> bool:
-  """Copies a file that may not exist; returns whether it did."""
-  if file is None or not file.exists():
-    return False
-  (folder / file.name).write_bytes(file.read_bytes())
-  return True
+def _copy_tokenizer(source: epath.Path, folder: epath.Path) -> None:
+  for name in _TOKENIZER_FILES:
+    if (source / name).exists():
+      (folder / name).write_bytes((source / name).read_bytes())
 
 
 def _check_target(path: epath.Path) -> None:

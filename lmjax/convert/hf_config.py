@@ -13,13 +13,13 @@ from etils import epath
 from lmjax import config as config_lib
 from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import UserError, nearest
-from lmjax.convert import gemma, gpt2, gpt_neox, llama, mistral, olmo2, qwen
+from lmjax.convert import gemma, gpt2, gpt_neox, llama, mistral, mixtral, olmo2, qwen
 from lmjax.convert.family import Family, Field, Required
 
 # Where several can express a model, the first is written.
 FAMILIES = {family.model_type: family for family in (
     gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2, qwen.QWEN3, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3,
-    gpt_neox.FAMILY, olmo2.FAMILY)}
+    gpt_neox.FAMILY, olmo2.FAMILY, mixtral.MIXTRAL, mixtral.QWEN2_MOE, mixtral.QWEN3_MOE)}
 
 # ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
 # use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.

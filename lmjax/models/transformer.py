@@ -4,6 +4,7 @@ Shapes: B batch, T length, D model width, E embedding width, V vocabulary.
 """
 
 import dataclasses
+import functools
 
 from flax import linen as nn
 import jax
@@ -13,6 +14,7 @@ from lmjax import partitioning
 from lmjax.config import ModelConfig, fill_sizes
 from lmjax.models.attention import Attention, Context, KVCache
 from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, param
+from lmjax.models.moe import ROUTER, Moe
 from lmjax.partitioning import constrain
 
 
@@ -49,7 +51,8 @@ class Block(nn.Module):
     cfg = self.cfg
     x, cache = carry
     norm = lambda name: Norm(cfg, name=name)
-    mlp, drop = Mlp(cfg, name="mlp"), Dropout(cfg.dropout)
+    drop = Dropout(cfg.dropout)
+    mlp = functools.partial(Moe(cfg, name="mlp"), context=context) if cfg.num_experts else Mlp(cfg, name="mlp")
 
     def attention(h: jax.Array) -> jax.Array:
       nonlocal cache
@@ -86,8 +89,8 @@ def stack(cfg: ModelConfig, num_layers: int, causal: bool = True, cross: bool = 
   block = Block
   if cfg.remat_policy != "none":
     block = nn.remat(Block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
-  split = {"variable_broadcast": "params"} if cfg.share_layers else {
-      "variable_axes": {"params": 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
+  split = {"variable_broadcast": "params", "variable_axes": {ROUTER: 0}} if cfg.share_layers else {
+      "variable_axes": {"params": 0, ROUTER: 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
   return nn.scan(
       block, split_rngs={"params": not cfg.share_layers, "dropout": True}, in_axes=(0, nn.broadcast),
       length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)(cfg, causal, cross)

@@ -206,10 +206,13 @@ def test_the_tokenizer_goes_along(tmp_path):
 
   settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text()) | {"chat_template": "{{ x }}"}
   (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
+  (tmp_path / "hf" / "special_tokens_map.json").write_text("{}")
   convert.convert(tmp_path / "hf", tmp_path / "run")
   assert lmjax.load_tokenizer(tmp_path / "run").encode(text) == tokenizer.encode(text)
   config = from_json((tmp_path / "run" / "config.json").read_text())
   assert config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
   convert.convert(tmp_path / "run", tmp_path / "again")
   assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text()) == settings
+  for name in ("tokenizer.json", "special_tokens_map.json"):
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
   assert transformers.AutoTokenizer.from_pretrained(tmp_path / "again").eos_token_id == tokenizer.eos_id
