@@ -130,13 +130,16 @@ class ModelConfig:
   attention_softcap: float | None = setting(None, "Attention scores are squashed to +-this by tanh.", above=0)
   logit_softcap: float | None = setting(None, "Output logits are squashed to +-this by tanh.", above=0)
   head: str = setting(
-      "lm", "What the model ends in: logits over the vocabulary (lm), those and of the sentence pair (pretraining), "
-      "whether each token was replaced (replaced), labels of the sequence, of each token or of each choice, the bounds "
-      "of a span, one vector (pooled), or none.",
-      choices=("lm", "pretraining", "replaced", "sequence", "token", "choice", "span", "pooled", "none"))
+      "lm", "What the model ends in: logits over the vocabulary (lm), of a pair of sentences (sentence), or both "
+      "(pretraining), whether each token was replaced (replaced), labels of the sequence, of each token or of each "
+      "choice, the bounds of a span, one vector (pooled), or none.",
+      choices=("lm", "pretraining", "sentence", "replaced", "sequence", "token", "choice", "span", "pooled", "none"))
+  pooler: str = setting(
+      "none", "Activation of the dense layer between the first token of an encoder, or the last of a decoder, and the "
+      "labels of a sequence, sentence or choice; none has no such layer.", choices=("none", "tanh", "gelu", "relu"))
   num_labels: int = setting(2, "Labels of a sequence or token head; 1 is a regression.", low=1, high=_MAX_SIZE)
   head_transform: bool = setting(False, "Whether a dense layer and a norm stand before the output projection (BERT).")
-  head_bias: bool = setting(False, "Whether the output projection has a bias.")
+  head_bias: bool = setting(False, "Whether the output projection, or that to labels, has a bias.")
   tie_embeddings: bool = setting(True, "Whether the output projection is the embedding's transpose.")
   scale_embeddings: bool = setting(False, "Whether embeddings are multiplied by sqrt(embed_dim).")
   dropout: float = setting(0.0, "Dropout rate of embeddings, attention output and MLP output.", low=0, high=0.99)

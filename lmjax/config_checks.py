@@ -124,6 +124,16 @@ def check_combinations(config: Any) -> None:
       raise UserError(f"config.mesh.{axis} is 0, but it must be -1 or at least 1.")
 
 
+def check_objective(config: Any) -> None:
+  """Raises a UserError where a model has not what its objective trains; one that is only loaded needs no objective."""
+  model, objective = config.model, config.objective.name
+  if objective == "causal_lm" and (model.architecture == "encoder" or model.head != "lm"):
+    name, value, needed = (("architecture", model.architecture, "decoder") if model.architecture == "encoder" else
+                           ("head", model.head, "lm"))
+    raise UserError(f"config.objective.name is {objective}, which predicts each token from those before it, but "
+                    f"config.model.{name} is {value}; set it to {needed}, or another objective.")
+
+
 def _check_model(model: Any, seq_len: int) -> None:
   if model.head_dim is None and model.embed_dim % model.num_heads:
     raise UserError(f"config.model.num_heads = {model.num_heads} does not divide embed_dim = {model.embed_dim}; "
@@ -150,6 +160,14 @@ def _check_model(model: Any, seq_len: int) -> None:
   if model.num_experts and (model.use_bias if model.mlp_bias is None else model.mlp_bias):
     raise UserError("config.model.num_experts asks for experts, which have no biases here; set config.model.mlp_bias to "
                     "False.")
+  if model.head in ("pretraining", "sentence", "replaced", "pooled") and model.architecture == "decoder":
+    raise UserError(f"config.model.head is {model.head}, which reads a text from both sides, but "
+                    "config.model.architecture is decoder; set it to encoder.")
+  if (model.head in ("lm", "pretraining") and model.tie_embeddings and not model.head_transform
+      and model.embedding_dim not in (None, model.embed_dim)):
+    raise UserError(f"config.model.embedding_dim is {model.embedding_dim} and embed_dim {model.embed_dim}, but the "
+                    "output projection is the embedding's transpose; set config.model.head_transform to True, or "
+                    "tie_embeddings to False.")
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")

@@ -54,20 +54,35 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   """Returns the FLOPs of training on one token: forward and backward, averaged over the positions of a sequence.
 
   With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
-  query sees, over positions and over local and global layers, a forward pass costs 2 L (2 D H (N + K) + m D F) + 2 D V + 4 L S N H, m being 3 for a gated MLP and
-  else 2.
+  query sees, over positions and over local and global layers, a forward pass costs 2 L (2 D H (N + K) + m D F) +
+  4 L S N H, m being 3 for a gated MLP and else 2, and the head besides, 2 D V where it is a language model's alone.
+  Layers that share parameters each count.
 
   Args:
     cfg: with its sizes resolved.
     seq_len: T.
   """
-  D, F, V, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+  D, F, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
   pattern = cfg.attention_pattern or ("local",)
   windows = [seq_len if pattern[i % len(pattern)] == "global" else min(cfg.attention_window or seq_len, seq_len)
              for i in range(cfg.num_layers)]
   mean_keys = sum(w * (w + 1) / 2 + (seq_len - w) * w for w in windows) / (cfg.num_layers * seq_len)
+  if cfg.architecture == "encoder":
+    mean_keys = seq_len
   per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 4 * mean_keys * N * H
-  return 3.0 * (cfg.num_layers * per_layer + 2 * D * V)
+  return 3.0 * (cfg.num_layers * per_layer + 2 * _outer_products(cfg, seq_len))
+
+
+def _outer_products(cfg: ModelConfig, seq_len: int) -> float:
+  """Returns the multiplications of a token outside the blocks; what is done once a sequence is shared by its tokens."""
+  D, V, E = cfg.embed_dim, cfg.vocab_size, cfg.embedding_dim or cfg.embed_dim
+  transformed = D * E + E * V if cfg.head_transform else D * V
+  pooler = D * D if cfg.pooler != "none" else 0
+  heads = {"lm": transformed, "pretraining": transformed + (pooler + 2 * D) / seq_len,
+           "sentence": (pooler + 2 * D) / seq_len, "sequence": (pooler + D * cfg.num_labels) / seq_len,
+           "choice": (pooler + D) / seq_len, "token": D * cfg.num_labels, "span": 2 * D, "replaced": D * D + D,
+           "pooled": 0, "none": pooler / seq_len}
+  return heads[cfg.head] + (E * D if E != D else 0)
 
 
 def peak_flops(devices: list[jax.Device]) -> float | None:

@@ -35,6 +35,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "position": None,
     "token_type": None,
     "embedding": None,
+    "pooled": None,
     "labels": None,
     "buckets": None,
     "norm": None,

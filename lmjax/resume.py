@@ -29,7 +29,7 @@ FIXED = (
     "model.experts_per_token", "model.expert_dim", "model.shared_expert_dim", "model.normalize_expert_weights",
     "model.expert_capacity_factor", "model.qk_norm",
     "model.attention_scale", "model.attention_window", "model.attention_pattern", "model.attention_softcap",
-    "model.logit_softcap", "model.head", "model.num_labels", "model.head_transform", "model.head_bias",
+    "model.logit_softcap", "model.head", "model.pooler", "model.num_labels", "model.head_transform", "model.head_bias",
     "model.tie_embeddings", "model.scale_embeddings", "model.init_std", "model.scale_residual_init",
     "model.param_dtype")
 

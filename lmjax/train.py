@@ -22,7 +22,7 @@ from lmjax import checkpoint, evaluate, memory, metrics, partitioning, resume
 from lmjax import config as config_lib
 from lmjax import workdir as workdir_lib
 from lmjax.config import Config, UserError
-from lmjax.config_checks import Refused
+from lmjax.config_checks import Refused, check_objective
 from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
 from lmjax.objectives import OBJECTIVES
@@ -87,6 +87,7 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   Raises:
     UserError: where the model or the batch does not divide by the mesh, or a policy names no parameter.
   """
+  check_objective(config)
   partitioning.check_divisible(config, mesh)
   model = make_model(config.model, mesh.devices.flat[0].platform)
   boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

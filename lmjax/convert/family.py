@@ -2,9 +2,9 @@
 
 A family is data that is read in both directions. The layout of a tensor is written with one letter for each of our
 axes: D width, E embedding width, N query heads, K key-value heads, H head width, F MLP width, V vocabulary, P rows of
-the position table, U token types, B buckets of relative positions, L labels, and C for the parts that one Hugging Face
-tensor fuses (such as query, key and value). "NH,D" is a matrix whose rows are pairs (head, position in the head) and
-whose columns are the model's width.
+the position table, U token types, B buckets of relative positions, L labels, O the width again where a layer leads from
+it to itself, 1 and 2 what they say, and C for the parts that one Hugging Face tensor fuses (such as query, key and
+value). "NH,D" is a matrix whose rows are pairs (head, position in the head) and whose columns are the model's width.
 """
 
 import dataclasses
@@ -99,7 +99,8 @@ class Key:
   def _sizes(self, cfg: ModelConfig) -> dict[str, int]:
     return {"D": cfg.embed_dim, "N": cfg.num_heads, "K": cfg.num_kv_heads, "H": cfg.head_dim, "F": cfg.mlp_dim,
             "E": cfg.embedding_dim, "V": cfg.vocab_size, "P": (cfg.max_positions or 0) + cfg.position_offset,
-            "U": cfg.token_types, "B": cfg.relative_buckets, "L": cfg.num_labels, "C": len(self.paths)}
+            "U": cfg.token_types, "B": cfg.relative_buckets, "L": cfg.num_labels, "O": cfg.embed_dim, "1": 1, "2": 2,
+            "C": len(self.paths)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lmjax.convert.family import Family
 from lmjax.convert.hf_config import differences, from_hf, read_json, to_hf
 from lmjax.convert.hub import local_folder
 from lmjax.convert.params import abstract_params, hf_tensors, read_params
+from lmjax.convert.sentence_modules import base_class, described, write_modules
 from lmjax.convert.tensor_files import TensorFiles, write_tensors
 from lmjax.models.transformer import Transformer, make_model
 
@@ -106,8 +107,13 @@ def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any
   _check_params(params, model)
   settings["torch_dtype"] = jnp.dtype(jax.tree.leaves(params)[0].dtype).name
   settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_id if tokenizer else None}
+  pooled = model.cfg.head == "pooled"
+  if pooled:
+    settings["architectures"] = [base_class(family)]
   with _new_folder(path) as folder:
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if pooled:
+      write_modules(folder, model.cfg.embed_dim)
     write_tensors(folder, *hf_tensors(family, model.cfg, params))
     if tokenizer:
       _save_tokenizer(tokenizer, folder)
@@ -195,7 +201,7 @@ def _read_config(path: epath.Path) -> dict:
   if "model_type" not in raw and "model" not in raw:
     raise UserError(f"{path / 'config.json'} has neither model_type, as in a Hugging Face folder, nor model, as in a "
                     "run's workdir; give one of these.")
-  return raw
+  return described(path, raw) if "model_type" in raw else raw
 
 
 def _workdir_config(path: epath.Path, raw: dict) -> Config:

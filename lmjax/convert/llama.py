@@ -5,7 +5,8 @@ from lmjax.convert.family import Family, Field
 
 FAMILY = Family(
     model_type="llama",
-    architectures={"LlamaForCausalLM": {}, "LlamaModel": {}},
+    architectures={"LlamaForCausalLM": dict(head="lm"), "LlamaModel": dict(head="lm"),
+                   "LlamaForSequenceClassification": dict(head="sequence")},
     fixed=dict(block="pre", norm="rmsnorm", position="rotary", gated_mlp=True, scale_residual_init=False),
     fields=(
         *common.size_fields(),
@@ -21,7 +22,7 @@ FAMILY = Family(
     ignored_fields=("attention_dropout", "max_sequence_length", "is_llama_config"),
     written={},
     unused=("max_positions", "norm_bias"),
-    keys=(*common.KEYS, *common.PRE_NORM_KEYS),
+    keys=(*common.KEYS, *common.PRE_NORM_KEYS, Key("score.weight", "L,D", "sequence_head/out/kernel", "DL")),
     prefix="model.",
     ignored_keys=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     tied=(("lm_head.weight", "model.embed_tokens.weight"),),

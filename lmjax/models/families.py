@@ -82,6 +82,21 @@ _OLMO2_SIZES = {
     "1B": (16, 2048, 16, 8192), "7B": (32, 4096, 32, 11008), "13B": (40, 5120, 40, 13824),
 }
 
+_BERT_SIZES = {
+    # Devlin et al. 2018, arXiv 1810.04805, section 3: layers, width, heads.
+    "base": (12, 768, 12), "large": (24, 1024, 16),
+}
+
+_ALBERT_SIZES = {
+    # Lan et al. 2019, arXiv 1909.11942, table 1, as released in version 2: layers, width, heads.
+    "base-v2": (12, 768, 12), "large-v2": (24, 1024, 16), "xlarge-v2": (24, 2048, 16), "xxlarge-v2": (12, 4096, 64),
+}
+
+_ELECTRA_SIZES = {
+    # Clark et al. 2020, arXiv 2003.10555, table 6: layers, width, heads, width of the embeddings.
+    "small": (12, 256, 4, 128), "base": (12, 768, 12, 768), "large": (24, 1024, 16, 1024),
+}
+
 
 def gpt2(size: str = "124M") -> dict:
   """GPT-2: learned positions, LayerNorm before each part, GELU, biases, tied embeddings."""
@@ -170,6 +185,45 @@ def _llama(num_layers: int, embed_dim: int, num_heads: int, num_kv_heads: int, h
   return dict(
       llama_style(), num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads,
       head_dim=head_dim, mlp_dim=mlp_dim, vocab_size=vocab, rope_theta=theta, tie_embeddings=tied)
+def bert(size: str = "base") -> dict:
+  """BERT: an encoder with the norm after each part, two types of tokens, masked tokens and pairs of sentences."""
+  num_layers, embed_dim, num_heads = _pick("BERT", _BERT_SIZES, size)
+  return dict(_encoder(num_layers, embed_dim, num_heads), vocab_size=30522, head="pretraining", pooler="tanh")
+
+
+def roberta(size: str = "base") -> dict:
+  """RoBERTa: BERT without pairs of sentences; positions begin after the row of padding (arXiv 1907.11692)."""
+  num_layers, embed_dim, num_heads = _pick("RoBERTa", _BERT_SIZES, size)
+  return dict(_encoder(num_layers, embed_dim, num_heads), vocab_size=50265, token_types=1, position_offset=2,
+              norm_eps=1e-5, head="lm", pooler="tanh")
+
+
+def albert(size: str = "base-v2") -> dict:
+  """ALBERT: one block for all layers, and narrow embeddings."""
+  num_layers, embed_dim, num_heads = _pick("ALBERT", _ALBERT_SIZES, size)
+  return dict(_encoder(num_layers, embed_dim, num_heads), vocab_size=30000, embedding_dim=128, share_layers=True,
+              activation="gelu_tanh", head="pretraining", pooler="tanh")
+
+
+def electra(size: str = "small") -> dict:
+  """ELECTRA's discriminator, which tells replaced tokens; its generator is a narrower encoder with head lm."""
+  num_layers, embed_dim, num_heads, embedding_dim = _pick("ELECTRA", _ELECTRA_SIZES, size)
+  return dict(_encoder(num_layers, embed_dim, num_heads), vocab_size=30522, embedding_dim=embedding_dim,
+              head="replaced", pooler="gelu")
+
+
+def distilbert(size: str = "base") -> dict:
+  """DistilBERT: half of BERT's layers, without token types (arXiv 1910.01108)."""
+  num_layers, embed_dim, num_heads = _pick("DistilBERT", {"base": (6, 768, 12)}, size)
+  return dict(_encoder(num_layers, embed_dim, num_heads), vocab_size=30522, token_types=0, head="lm", pooler="relu")
+
+
+def _encoder(num_layers: int, embed_dim: int, num_heads: int) -> dict:
+  return dict(architecture="encoder", num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads,
+              num_kv_heads=num_heads, head_dim=embed_dim // num_heads, mlp_dim=4 * embed_dim, embedding_dim=embed_dim,
+              max_positions=512, position="learned", token_types=2, embedding_norm=True, block="post", norm="layernorm",
+              norm_eps=1e-12, activation="gelu", gated_mlp=False, use_bias=True, head_transform=True, head_bias=True,
+              tie_embeddings=True, scale_residual_init=False)
 
 
 def _gpt(num_layers: int, embed_dim: int, num_heads: int, head_dim: int, max_positions: int) -> dict:

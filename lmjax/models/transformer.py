@@ -5,6 +5,7 @@ Shapes: B batch, T length, D model width, E embedding width, V vocabulary.
 
 import dataclasses
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from lmjax import partitioning
 from lmjax.config import ModelConfig, fill_sizes
 from lmjax.models.attention import Attention, Context, KVCache
+from lmjax.models.heads import TaskHead
 from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, param
 from lmjax.models.moe import ROUTER, Moe
 from lmjax.partitioning import constrain
@@ -97,7 +99,7 @@ def stack(cfg: ModelConfig, num_layers: int, causal: bool = True, cross: bool = 
 
 
 class Transformer(nn.Module):
-  """One stack of blocks between embeddings and a head: a decoder-only language model, or an encoder."""
+  """One stack of blocks between embeddings and a head: a decoder or an encoder, for tokens or for labels."""
   cfg: ModelConfig
 
   def setup(self):
@@ -107,10 +109,14 @@ class Transformer(nn.Module):
     self.layers = stack(cfg, cfg.num_layers, causal=cfg.architecture == "decoder")
     if cfg.block != "post":
       self.final_norm = Norm(cfg)
-    if cfg.head_transform:
-      self.head_transform = HeadTransform(cfg)
-    if not cfg.tie_embeddings or cfg.head_bias:
-      self.head = Head(cfg)
+    if cfg.head in ("lm", "pretraining"):
+      if cfg.head_transform:
+        self.head_transform = HeadTransform(cfg)
+      if not cfg.tie_embeddings or cfg.head_bias:
+        self.head = Head(cfg)
+    if cfg.head != "lm":
+      # Each has its own name, so that a checkpoint says what its parameters are for.
+      self.task_head = TaskHead(cfg, name=f"{cfg.head}_head")
 
   def features(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
                segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None,
@@ -118,6 +124,10 @@ class Transformer(nn.Module):
     """Returns x_BTD, what the head reads, and the cache with this call's keys and values."""
     if cache is not None:
       cache = cache.extend(positions_BT)
+    if self.cfg.position_offset and positions_BT is None and segment_ids_BT is not None:
+      # Tables with rows before the first position number the real tokens; padding is at the row before that.
+      real_BT = segment_ids_BT > 0
+      positions_BT = jnp.where(real_BT, jnp.cumsum(real_BT, axis=1), 0) - 1
     x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT, token_types_BT))
     (x_BTD, cache), _ = self.layers(
         (x_BTD, cache), jnp.arange(self.cfg.num_layers), Context(positions_BT, segment_ids_BT))
@@ -132,16 +142,30 @@ class Transformer(nn.Module):
     return self._transformed(self.features(*args, **kwargs)[0]), self.output_embedding()
 
   def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
-               segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None) -> jax.Array:
-    """Returns logits_BTV in float32.
+               segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None) -> Any:
+    """Returns what the head makes, in float32: logits_BTV, or what `heads.TaskHead` says.
+
+    The pretraining head makes a pair: logits_BTV, and the sentences'.
 
     Args:
-      tokens_BT: integer tokens.
+      tokens_BT: integer tokens. For the choice head all arguments may be [B, choices, T], and the logits are then
+        [B, choices].
       positions_BT: positions in the document; None means 0, 1, 2, ...
       segment_ids_BT: attention stays within equal ids, which count from 1; 0 is padding. None means one document a row.
       token_types_BT: rows of the token type embedding; None means type 0.
     """
-    return self.logits(self.features(tokens_BT, positions_BT, segment_ids_BT, token_types_BT)[0])
+    *rows, length = tokens_BT.shape
+    if self.cfg.head == "choice":
+      flat = lambda x: None if x is None else x.reshape(-1, length)
+      tokens_BT, positions_BT, segment_ids_BT, token_types_BT = map(
+          flat, (tokens_BT, positions_BT, segment_ids_BT, token_types_BT))
+    x_BTD = self.features(tokens_BT, positions_BT, segment_ids_BT, token_types_BT)[0]
+    if self.cfg.head == "lm":
+      return self.logits(x_BTD)
+    made = self.task_head(x_BTD, segment_ids_BT)
+    if self.cfg.head == "pretraining":
+      return self.logits(x_BTD), made
+    return made.reshape(rows) if self.cfg.head == "choice" else made
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Projects features to logits_BTV in float32."""

@@ -87,7 +87,7 @@ def test_files_that_are_missing_or_damaged(copy_of):
   path.unlink()
   assert "has a config.json but no model.safetensors" in told(lmjax.load, folder)
   (folder / "pytorch_model.bin").write_bytes(b"anything")
-  assert "pytorch_model.bin, a pickle that lmjax does not read" in told(lmjax.load, folder)
+  assert "pytorch_model.bin is not a whole file of torch" in told(lmjax.load, folder)
   (folder / "config.json").write_text("{")
   assert "config.json is not JSON" in told(lmjax.load, folder)
   (folder / "config.json").write_text("[]")

@@ -1,7 +1,7 @@
 """Tests of the tables: layouts against matrices written by hand, and that each setting has its place."""
 
 import dataclasses
-import re
+import itertools
 
 from flax import linen as nn
 import flax.traverse_util
@@ -43,17 +43,22 @@ def test_a_fused_tensor_falls_into_its_parts():
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_keys_cover_the_model_with_axes_of_its_shapes(family):
-  for biases in (True, False):
-    settings = {**family.fixed, "use_bias": family.fixed.get("use_bias", biases), "tie_embeddings": biases}
-    cfg = dataclasses.replace(CFG, **{**settings, "num_kv_heads": 2, "num_layers": 7, "head_dim": 4})
-    model = make_model(cfg)
+  read = {field.ours for field in family.fields}
+  sizes = {"D": 2, "O": 2, "E": 3 if "embedding_dim" in read else 2, "N": 2, "K": 2, "H": 4, "F": 4, "V": 5, "L": 9,
+           "U": 8, "P": 6 + family.fixed.get("position_offset", 0), "1": 1, "2": 2}
+  sized = dict(num_kv_heads=2, num_layers=7, head_dim=4, num_labels=9, embedding_dim=sizes["E"],
+               **({"token_types": 8} if "token_types" in read else {}))
+  mapped = {path: (7,) * ("{layer}" in key.theirs) + tuple(sizes[letter] for letter in key.axes)
+            for key in family.keys for path in key.paths}
+  used = set()
+  for biases, architecture in itertools.product((True, False), family.architectures.values()):
+    settings = {"use_bias": biases, "tie_embeddings": biases, **family.fixed, **architecture, **sized}
+    model = make_model(dataclasses.replace(CFG, **settings))
     shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))  # noqa: B023
     shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
-    sizes = dict(D=2, N=2, K=2, H=4, F=4, V=5, P=6)
-    mapped = {path: (7,) * ("{layer}" in key.theirs) + tuple(sizes[letter] for letter in key.axes)
-              for key in family.keys for path in key.paths}
     assert {path: shape for path, shape in mapped.items() if path in shapes} == shapes
-    assert all(re.search("bias|head", path) for path in mapped.keys() - shapes.keys())
+    used |= shapes.keys()
+  assert used == mapped.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -1,0 +1,165 @@
+"""Tests that encoders and their heads compute what transformers computes, with padding, in both directions."""
+
+import dataclasses
+import json
+import shutil
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+import torch
+import transformers
+
+import lmjax
+from lmjax import convert, partitioning
+from lmjax.config import MeshConfig, UserError
+from lmjax.convert import params as params_lib
+from lmjax.convert.hf_config import to_hf
+from lmjax.models.transformer import init_params, make_model
+
+LENGTH, REAL = 515, 390
+BERT = dict(num_hidden_layers=2, hidden_size=32, intermediate_size=48, num_attention_heads=4, vocab_size=98,
+            max_position_embeddings=520)
+NARROW = dict(BERT, embedding_size=12)
+DISTIL = dict(n_layers=2, dim=32, hidden_dim=48, n_heads=4, vocab_size=98, max_position_embeddings=520)
+ROBERTA = dict(BERT, max_position_embeddings=522)
+GPT2 = dict(n_layer=2, n_embd=32, n_head=4, vocab_size=98, n_positions=520, pad_token_id=0)
+LLAMA = dict(num_hidden_layers=2, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
+             vocab_size=98, pad_token_id=0)
+VARIANTS = {
+    "bert_lm": ("BertForMaskedLM", BERT),
+    "bert_relu_types": ("BertForMaskedLM", dict(BERT, hidden_act="relu", type_vocab_size=3, layer_norm_eps=1e-5)),
+    "bert_pretraining": ("BertForPreTraining", dict(BERT, hidden_act="gelu_new")),
+    "bert_sentence": ("BertForNextSentencePrediction", BERT),
+    "bert_sequence": ("BertForSequenceClassification", dict(BERT, num_labels=5)),
+    "bert_regression": ("BertForSequenceClassification", dict(BERT, num_labels=1)),
+    "bert_token": ("BertForTokenClassification", dict(BERT, num_labels=7)),
+    "bert_choice": ("BertForMultipleChoice", BERT),
+    "bert_span": ("BertForQuestionAnswering", BERT),
+    "bert_features": ("BertModel", BERT),
+    "roberta_lm": ("RobertaForMaskedLM", ROBERTA),
+    "roberta_sequence": ("RobertaForSequenceClassification", dict(ROBERTA, num_labels=3)),
+    "roberta_token": ("RobertaForTokenClassification", ROBERTA),
+    "roberta_choice": ("RobertaForMultipleChoice", ROBERTA),
+    "roberta_span": ("RobertaForQuestionAnswering", ROBERTA),
+    "roberta_features": ("RobertaModel", dict(ROBERTA, type_vocab_size=1)),
+    "albert_lm": ("AlbertForMaskedLM", NARROW),
+    "albert_pretraining": ("AlbertForPreTraining", dict(NARROW, hidden_act="gelu")),
+    "albert_sequence": ("AlbertForSequenceClassification", dict(NARROW, num_labels=3)),
+    "albert_token": ("AlbertForTokenClassification", NARROW),
+    "albert_choice": ("AlbertForMultipleChoice", NARROW),
+    "albert_span": ("AlbertForQuestionAnswering", NARROW),
+    "albert_features": ("AlbertModel", NARROW),
+    "electra_replaced": ("ElectraForPreTraining", NARROW),
+    "electra_lm": ("ElectraForMaskedLM", NARROW),
+    "electra_untied": ("ElectraForMaskedLM", dict(NARROW, tie_word_embeddings=False)),
+    "electra_wide": ("ElectraForMaskedLM", dict(BERT, embedding_size=32)),
+    "electra_sequence": ("ElectraForSequenceClassification", dict(NARROW, num_labels=3)),
+    "electra_token": ("ElectraForTokenClassification", NARROW),
+    "electra_choice": ("ElectraForMultipleChoice", NARROW),
+    "electra_span": ("ElectraForQuestionAnswering", NARROW),
+    "electra_features": ("ElectraModel", NARROW),
+    "distilbert_lm": ("DistilBertForMaskedLM", DISTIL),
+    "distilbert_untied": ("DistilBertForMaskedLM", dict(DISTIL, tie_word_embeddings=False, activation="relu")),
+    "distilbert_sequence": ("DistilBertForSequenceClassification", dict(DISTIL, num_labels=3)),
+    "distilbert_token": ("DistilBertForTokenClassification", DISTIL),
+    "distilbert_choice": ("DistilBertForMultipleChoice", DISTIL),
+    "distilbert_span": ("DistilBertForQuestionAnswering", DISTIL),
+    "distilbert_features": ("DistilBertModel", DISTIL),
+    "gpt2_sequence": ("GPT2ForSequenceClassification", dict(GPT2, num_labels=3)),
+    "llama_sequence": ("LlamaForSequenceClassification", dict(LLAMA, num_labels=3)),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """Returns a function from the name of a variant to (model of transformers, its folder)."""
+  found = {}
+
+  def get(name):
+    if name not in found:
+      kind, settings = VARIANTS[name]
+      cls = getattr(transformers, kind)
+      torch.manual_seed(0)
+      model = cls(cls.config_class(**settings, attn_implementation="eager"))
+      with torch.no_grad():
+        for parameter in model.parameters():
+          parameter.add_(0.2 * torch.randn_like(parameter))
+      model.eval().save_pretrained(folder := tmp_path_factory.mktemp(name))
+      found[name] = model, folder
+    return found[name]
+
+  return get
+
+
+def inputs_of(model):
+  """Returns tokens, mask and token types (None where there are none), the second row padded; [2, 2, T] of choices."""
+  rng = np.random.default_rng(0)
+  choices = "MultipleChoice" in type(model).__name__
+  shape = (2, 2, LENGTH) if choices else (2, LENGTH)
+  mask = np.ones(shape, np.int32)
+  mask[1, ..., REAL:] = 0
+  pad = model.config.pad_token_id
+  tokens = np.where(mask == 1, rng.integers(2, 98, shape), 0 if pad is None else pad)
+  types = getattr(model.config, "type_vocab_size", 0)
+  return tokens, mask, rng.integers(0, types, shape) if types else None
+
+
+def reference_of(model, **kwargs):
+  tokens, mask, types = inputs_of(model)
+  kwargs |= {} if types is None else {"token_type_ids": torch.tensor(types)}
+  with torch.no_grad():
+    return model(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask), **kwargs)
+
+
+def outputs_of(made):
+  """Returns the arrays that a head of transformers makes, in the order of the heads here."""
+  names = ("logits", "prediction_logits", "start_logits", "end_logits", "seq_relationship_logits", "sop_logits",
+           "last_hidden_state", "pooler_output")
+  return [made[name].numpy() for name in names if made.get(name) is not None]
+
+
+def ours_of(model, params, reference):
+  tokens, mask, types = inputs_of(reference)
+  apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})  # Compiling is most of the time.
+  out = apply({"params": params}, tokens, None, mask, types)
+  return [np.asarray(x) for x in (out if isinstance(out, tuple) else (out,))]
+
+
+def real(reference, x):
+  """Returns the values at real positions, where an array has positions."""
+  mask = inputs_of(reference)[1]
+  return x[mask == 1] if x.shape[:2] == mask.shape else x
+
+
+def tensors_of(folder):
+  with safe_open(folder / "model.safetensors", "np") as file:
+    return {name: (file.get_tensor(name).shape, file.get_tensor(name).tobytes()) for name in file.keys()}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_both_ways(made, name, tmp_path):
+  reference, folder = made(name)
+  theirs = reference_of(reference)
+  expected = outputs_of(theirs)
+  model, params = lmjax.load(folder)
+  got = ours_of(model, params, reference)
+  assert len(got) == len(expected)
+  for ours, other in zip(got, expected, strict=True):
+    assert ours.shape == other.shape and ours.dtype == np.float32
+    other = real(reference, other)
+    assert np.abs(other).max() > 0.1
+    np.testing.assert_allclose(real(reference, ours), other, rtol=0, atol=1e-4)
+
+  lmjax.save_hf(model, params, tmp_path / "out")
+  assert tensors_of(tmp_path / "out") == tensors_of(folder)
+  again = type(reference).from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+  again.config.pad_token_id = reference.config.pad_token_id  # A matter of the tokenizer, by which decoders find the end.
+  assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [type(reference).__name__]
+  for one, other in zip(outputs_of(reference_of(again)), expected, strict=True):
+    # The same numbers but for the last bits, which follow from where in memory torch finds its tensors.
+    np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
