@@ -67,6 +67,7 @@ class ModelConfig:
       None, "Width of the embeddings; another than embed_dim, which None means, is projected to it (ALBERT, ELECTRA).",
       low=1, high=_MAX_SIZE)
   embedding_norm: bool = setting(False, "Whether the sum of the embeddings is normalised (BERT).")
+  share_embeddings: bool = setting(True, "Whether encoder and decoder have the same token embeddings.")
   token_types: int = setting(0, "Rows of the token type embedding (BERT's segments A and B); 0 has none.", low=0,
                              high=_MAX_SIZE)
   max_positions: int | None = setting(
@@ -142,8 +143,11 @@ class ModelConfig:
   head_bias: bool = setting(False, "Whether the output projection, or that to labels, has a bias.")
   tie_embeddings: bool = setting(True, "Whether the output projection is the embedding's transpose.")
   scale_embeddings: bool = setting(False, "Whether embeddings are multiplied by sqrt(embed_dim).")
+  scale_logits: bool = setting(False, "Whether logits are divided by sqrt(embed_dim) (T5).")
   dropout: float = setting(0.0, "Dropout rate of embeddings, attention output and MLP output.", low=0, high=0.99)
   init_std: float = setting(0.02, "Standard deviation of the initial weights.", above=0)
+  init: str = setting("normal", "Whether that of a linear map is init_std itself (normal), or init_std over the root of "
+                      "its inputs (fan_in, T5).", choices=("normal", "fan_in"))
   scale_residual_init: bool = setting(
       True, "Whether projections into the residual stream start smaller by sqrt(2 * num_layers), as in GPT-2.")
   attention_impl: str = setting("auto", "Attention kernel; auto chooses by platform.",

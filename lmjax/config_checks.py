@@ -125,13 +125,15 @@ def check_combinations(config: Any) -> None:
 
 
 def check_objective(config: Any) -> None:
-  """Raises a UserError where a model has not what its objective trains; one that is only loaded needs no objective."""
+  """Raises a UserError where the objective trains another kind of model than the one a `lmjax.config.Config` has.
+
+  This is about training and its loss: a converted model has a config too, with an objective that nobody has chosen.
+  """
   model, objective = config.model, config.objective.name
-  if objective == "causal_lm" and (model.architecture == "encoder" or model.head != "lm"):
-    name, value, needed = (("architecture", model.architecture, "decoder") if model.architecture == "encoder" else
-                           ("head", model.head, "lm"))
-    raise UserError(f"config.objective.name is {objective}, which predicts each token from those before it, but "
-                    f"config.model.{name} is {value}; set it to {needed}, or another objective.")
+  for name, needed in (("architecture", "decoder"), ("head", "lm")):
+    if objective == "causal_lm" and getattr(model, name) != needed:
+      raise UserError(f"config.objective.name is {objective}, which predicts each token from those before it, but "
+                      f"config.model.{name} is {getattr(model, name)}; set it to {needed}, or another objective.")
 
 
 def _check_model(model: Any, seq_len: int) -> None:
@@ -168,6 +170,16 @@ def _check_model(model: Any, seq_len: int) -> None:
     raise UserError(f"config.model.embedding_dim is {model.embedding_dim} and embed_dim {model.embed_dim}, but the "
                     "output projection is the embedding's transpose; set config.model.head_transform to True, or "
                     "tie_embeddings to False.")
+  exact = model.relative_buckets // 2
+  if model.position == "relative" and not exact < model.relative_max_distance:
+    raise UserError(f"config.model.relative_max_distance is {model.relative_max_distance}, but the first {exact} "
+                    "distances have buckets of their own (config.model.relative_buckets); make it larger.")
+  if model.position == "relative" and model.relative_buckets % 2:
+    raise UserError(f"config.model.relative_buckets is {model.relative_buckets}, but it must be even, for an encoder "
+                    "halves them.")
+  if model.attention_window is not None and model.architecture == "encoder_decoder":
+    raise UserError(f"config.model.attention_window is {model.attention_window}, which an encoder_decoder does not do; "
+                    "set it to None.")
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")

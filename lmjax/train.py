@@ -212,6 +212,7 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
     Refused: where another run has the workdir, where it cannot be written, and where a policy of `train.on_nonfinite`
       or `train.on_spike` stops the run.
   """
+  check_objective(config)
   if config.train.compilation_cache:
     enable_compilation_cache()
   partitioning.join_processes()

@@ -58,16 +58,23 @@ class Key:
     layout: its axes, in groups, as this module's docstring explains.
     ours: path of the parameter, or of each part along C.
     axes: axes of each parameter, without those of layers and experts that are stacked.
+    when: a ModelConfig setting and its value without which there is no such tensor, where that does not follow from
+      the model having the parameters.
   """
   theirs: str
   layout: str
   ours: str | tuple[str, ...]
   axes: str
+  when: tuple[str, Any] | None = None
 
   @property
   def paths(self) -> tuple[str, ...]:
     """All parameters that the tensor holds."""
     return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+  def exists(self, cfg: ModelConfig, params: Mapping[str, Any]) -> bool:
+    """Does a model with these parameters, by path, have such a tensor?"""
+    return self.paths[0] in params and (self.when is None or getattr(cfg, self.when[0]) == self.when[1])
 
   def names(self, cfg: ModelConfig) -> dict[tuple[int, ...], str]:
     """Returns the name of every tensor by its place on the leading axes of the parameters."""

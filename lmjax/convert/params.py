@@ -43,7 +43,7 @@ def read_params(files: TensorFiles, family: Family, cfg: ModelConfig, abstract: 
     UserError: if a tensor is missing, unknown, or of another shape or type.
   """
   flat = flax.traverse_util.flatten_dict(abstract, sep="/")
-  keys = [key for key in family.keys if key.paths[0] in flat]
+  keys = [key for key in family.keys if key.exists(cfg, flat)]
   names = _checked_names(files, family, keys, cfg, where)
   params = {}
   for key in keys:
@@ -64,7 +64,7 @@ def hf_tensors(family: Family, cfg: ModelConfig,
   # In a file of a model without its head, names lack their prefix.
   prefix = family.prefix if cfg.head in ("none", "pooled") else ""
   keys = [dataclasses.replace(key, theirs=key.theirs.removeprefix(prefix)) for key in family.keys
-          if key.paths[0] in flat]
+          if key.exists(cfg, flat)]
   assert {path for key in keys for path in key.paths} == flat.keys(), "The family's key map does not cover the model."
   sizes = {name: math.prod(key.shape(cfg)) * flat[key.paths[0]].dtype.itemsize
            for key in keys for name in key.names(cfg).values()}

@@ -98,6 +98,29 @@ _ELECTRA_SIZES = {
 }
 
 
+_TRANSFORMER_SIZES = {
+    # Vaswani et al. 2017, arXiv 1706.03762, table 3: layers of each side, width, heads, MLP width.
+    "base": (6, 512, 8, 2048), "big": (6, 1024, 16, 4096),
+}
+
+_T5_SIZES = {
+    # Raffel et al. 2019, arXiv 1910.10683, section 3.7: layers of each side, width, heads, width of a head, MLP width.
+    "small": (6, 512, 8, 64, 2048), "base": (12, 768, 12, 64, 3072), "large": (24, 1024, 16, 64, 4096),
+    "3B": (24, 1024, 32, 128, 16384), "11B": (24, 1024, 128, 128, 65536),
+}
+
+_T5_1_1_SIZES = {
+    # As released, with Flan's (Chung et al. 2022, arXiv 2210.11416) the same; columns as above.
+    "small": (8, 512, 6, 64, 1024), "base": (12, 768, 12, 64, 2048), "large": (24, 1024, 16, 64, 2816),
+    "XL": (24, 2048, 32, 64, 5120), "XXL": (24, 4096, 64, 64, 10240),
+}
+
+_BART_SIZES = {
+    # Lewis et al. 2019, arXiv 1910.13461, section 2, as released: layers of each side, width, heads.
+    "base": (6, 768, 12), "large": (12, 1024, 16),
+}
+
+
 def gpt2(size: str = "124M") -> dict:
   """GPT-2: learned positions, LayerNorm before each part, GELU, biases, tied embeddings."""
   num_layers, embed_dim, num_heads = _pick("GPT-2", _GPT2_SIZES, size)
@@ -185,6 +208,8 @@ def _llama(num_layers: int, embed_dim: int, num_heads: int, num_kv_heads: int, h
   return dict(
       llama_style(), num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads,
       head_dim=head_dim, mlp_dim=mlp_dim, vocab_size=vocab, rope_theta=theta, tie_embeddings=tied)
+
+
 def bert(size: str = "base") -> dict:
   """BERT: an encoder with the norm after each part, two types of tokens, masked tokens and pairs of sentences."""
   num_layers, embed_dim, num_heads = _pick("BERT", _BERT_SIZES, size)
@@ -223,6 +248,50 @@ def _encoder(num_layers: int, embed_dim: int, num_heads: int) -> dict:
               num_kv_heads=num_heads, head_dim=embed_dim // num_heads, mlp_dim=4 * embed_dim, embedding_dim=embed_dim,
               max_positions=512, position="learned", token_types=2, embedding_norm=True, block="post", norm="layernorm",
               norm_eps=1e-12, activation="gelu", gated_mlp=False, use_bias=True, head_transform=True, head_bias=True,
+              tie_embeddings=True, scale_residual_init=False)
+
+
+def transformer(size: str = "base") -> dict:
+  """The 2017 Transformer: sinusoidal positions, a norm after each part, ReLU, one table of tokens for all."""
+  num_layers, embed_dim, num_heads, mlp_dim = _pick("Transformer", _TRANSFORMER_SIZES, size)
+  # Its implementation starts the embeddings so that they have unit variance once they are scaled up.
+  return dict(_two_sided(num_layers, embed_dim, num_heads, embed_dim // num_heads, mlp_dim), vocab_size=37000,
+              block="post", norm="layernorm", position="sinusoidal", activation="relu", scale_embeddings=True,
+              qkv_bias=False, out_bias=False, mlp_bias=True, init_std=embed_dim ** -0.5)
+
+
+def t5(size: str = "base") -> dict:
+  """T5: relative positions, RMSNorm before each part, ReLU, no biases, unscaled scores, scaled tied logits."""
+  return dict(_t5(*_pick("T5", _T5_SIZES, size)), activation="relu", gated_mlp=False, tie_embeddings=True,
+              scale_logits=True)
+
+
+def t5_1_1(size: str = "base") -> dict:
+  """T5 1.1 and Flan-T5: T5 with a gated GELU and an output projection of its own."""
+  return dict(_t5(*_pick("T5 1.1", _T5_1_1_SIZES, size)), activation="gelu_tanh", gated_mlp=True, tie_embeddings=False,
+              scale_logits=False)
+
+
+flan_t5 = t5_1_1
+
+
+def bart(size: str = "base") -> dict:
+  """BART: learned positions, a norm after the embeddings and after each part, GELU, biases."""
+  num_layers, embed_dim, num_heads = _pick("BART", _BART_SIZES, size)
+  return dict(_two_sided(num_layers, embed_dim, num_heads, embed_dim // num_heads, 4 * embed_dim), vocab_size=50265,
+              max_positions=1024, position_offset=2, block="post", norm="layernorm", position="learned",
+              embedding_norm=True, activation="gelu")
+
+
+def _t5(num_layers: int, embed_dim: int, num_heads: int, head_dim: int, mlp_dim: int) -> dict:
+  return dict(_two_sided(num_layers, embed_dim, num_heads, head_dim, mlp_dim), vocab_size=32128, block="pre",
+              norm="rmsnorm", norm_eps=1e-6, position="relative", attention_scale=1.0, use_bias=False, init="fan_in",
+              init_std=1.0)
+
+
+def _two_sided(num_layers: int, embed_dim: int, num_heads: int, head_dim: int, mlp_dim: int) -> dict:
+  return dict(architecture="encoder_decoder", num_layers=num_layers, num_decoder_layers=num_layers, embed_dim=embed_dim,
+              num_heads=num_heads, num_kv_heads=num_heads, head_dim=head_dim, mlp_dim=mlp_dim, gated_mlp=False,
               tie_embeddings=True, scale_residual_init=False)
 
 

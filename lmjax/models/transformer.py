@@ -15,8 +15,9 @@ from lmjax import partitioning
 from lmjax.config import ModelConfig, fill_sizes
 from lmjax.models.attention import Attention, Context, KVCache
 from lmjax.models.heads import TaskHead
-from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, param
+from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, initial_std, param
 from lmjax.models.moe import ROUTER, Moe
+from lmjax.models.relative import RelativeBias
 from lmjax.partitioning import constrain
 
 
@@ -61,6 +62,11 @@ class Block(nn.Module):
       y, cache = Attention(cfg, self.causal, name="attention")(h, context, cache, layer)
       return y
 
+    def cross_attention(h: jax.Array) -> jax.Array:
+      nonlocal cache
+      y, cache = Attention(cfg, causal=False, cross=True, name="cross_attention")(h, context, cache, layer)
+      return y
+
     if cfg.block == "parallel":
       h = norm("norm")(x)
       x = x + drop(attention(h) + mlp(h))
@@ -69,8 +75,7 @@ class Block(nn.Module):
     else:
       x = self._part(x, "attention", attention, norm, drop)
       if self.cross:
-        cross = Attention(cfg, causal=False, cross=True, name="cross_attention")
-        x = self._part(x, "cross_attention", lambda h: cross(h, context, None, layer)[0], norm, drop)
+        x = self._part(x, "cross_attention", cross_attention, norm, drop)
       x = self._part(x, "mlp", mlp, norm, drop)
     return (constrain(x, "batch", "length", "act_embed"), cache), None
 
@@ -99,14 +104,25 @@ def stack(cfg: ModelConfig, num_layers: int, causal: bool = True, cross: bool = 
 
 
 class Transformer(nn.Module):
-  """One stack of blocks between embeddings and a head: a decoder or an encoder, for tokens or for labels."""
+  """One stack of blocks between embeddings and a head: a decoder or an encoder, for tokens or for labels.
+
+  Attributes:
+    cfg: the model's settings.
+    table: holds the token embeddings where the other side of an encoder-decoder reads them too.
+    cross: whether there is cross-attention to what an encoder has made.
+  """
   cfg: ModelConfig
+  table: nn.Module | None = None
+  cross: bool = False
 
   def setup(self):
     cfg = self.cfg
-    self.embed = Embed(cfg)
+    causal = cfg.architecture == "decoder"
+    self.embed = Embed(cfg, self.table)
     self.embed_dropout = Dropout(cfg.dropout)
-    self.layers = stack(cfg, cfg.num_layers, causal=cfg.architecture == "decoder")
+    if cfg.position == "relative":
+      self.relative = RelativeBias(cfg, bidirectional=not causal)
+    self.layers = stack(cfg, cfg.num_layers, causal, self.cross)
     if cfg.block != "post":
       self.final_norm = Norm(cfg)
     if cfg.head in ("lm", "pretraining"):
@@ -120,18 +136,27 @@ class Transformer(nn.Module):
 
   def features(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
                segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None,
-               cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
+               cache: KVCache | None = None, encoded_BSD: jax.Array | None = None,
+               encoded_segment_ids_BS: jax.Array | None = None) -> tuple[jax.Array, KVCache | None]:
     """Returns x_BTD, what the head reads, and the cache with this call's keys and values."""
     if cache is not None:
       cache = cache.extend(positions_BT)
-    if self.cfg.position_offset and positions_BT is None and segment_ids_BT is not None:
+    if (self.cfg.position_offset and self.cfg.architecture == "encoder" and positions_BT is None
+        and segment_ids_BT is not None):
       # Tables with rows before the first position number the real tokens; padding is at the row before that.
       real_BT = segment_ids_BT > 0
       positions_BT = jnp.where(real_BT, jnp.cumsum(real_BT, axis=1), 0) - 1
     x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT, token_types_BT))
-    (x_BTD, cache), _ = self.layers(
-        (x_BTD, cache), jnp.arange(self.cfg.num_layers), Context(positions_BT, segment_ids_BT))
+    context = Context(positions_BT, segment_ids_BT, self._bias(tokens_BT, positions_BT, cache), encoded_BSD,
+                      encoded_segment_ids_BS)
+    (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(self.cfg.num_layers), context)
     return (x_BTD if self.cfg.block == "post" else self.final_norm(x_BTD)), cache
+
+  def _bias(self, tokens_BT, positions_BT, cache) -> jax.Array | None:
+    if self.cfg.position != "relative":
+      return None
+    positions = jnp.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
+    return self.relative(positions, positions if cache is None else cache.positions)
 
   def output_embedding(self) -> jax.Array:
     """Returns the output projection w_VD."""
@@ -184,7 +209,14 @@ class Transformer(nn.Module):
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 
   def _transformed(self, x_BTD: jax.Array) -> jax.Array:
-    return self.head_transform(x_BTD) if self.cfg.head_transform else x_BTD
+    if self.cfg.head_transform:
+      x_BTD = self.head_transform(x_BTD)
+    return x_BTD * jnp.asarray(self.cfg.embed_dim ** -0.5, x_BTD.dtype) if self.cfg.scale_logits else x_BTD
+
+  @property
+  def dummy_inputs(self) -> tuple[jax.Array, ...]:
+    """Smallest inputs that make all parameters."""
+    return (jnp.zeros((1, 2), jnp.int32),)
 
 
 class HeadTransform(nn.Module):
@@ -208,13 +240,13 @@ class Head(nn.Module):
     cfg = self.cfg
     width = cfg.embedding_dim if cfg.head_transform else cfg.embed_dim
     if not cfg.tie_embeddings:
-      self.kernel = param(self, "kernel", nn.initializers.normal(cfg.init_std), (cfg.vocab_size, width),
+      self.kernel = param(self, "kernel", nn.initializers.normal(initial_std(cfg, width)), (cfg.vocab_size, width),
                           ("vocab", "embed" if width == cfg.embed_dim else "embedding"))
     if cfg.head_bias:
       self.bias = param(self, "bias", nn.initializers.zeros, (cfg.vocab_size,), ("vocab",))
 
 
-def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
+def make_model(cfg: ModelConfig, platform: str | None = None) -> nn.Module:
   """Returns the model of a config whose sizes are resolved.
 
   Args:
@@ -225,9 +257,12 @@ def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
   if cfg.dtype == "auto":
     platform = platform or partitioning.platform()
     cfg = dataclasses.replace(cfg, dtype="float32" if platform == "cpu" else "bfloat16")
+  if cfg.architecture == "encoder_decoder":
+    from lmjax.models.encoder_decoder import EncoderDecoder  # Is made of what stands here.
+    return EncoderDecoder(cfg)
   return Transformer(cfg)
 
 
-def init_params(model: Transformer, key: jax.Array) -> dict:
+def init_params(model: nn.Module, key: jax.Array) -> dict:
   """Returns initial parameters, each boxed with the names of its axes."""
-  return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+  return model.init(key, *model.dummy_inputs)["params"]
