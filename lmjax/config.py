@@ -104,6 +104,19 @@ class ModelConfig:
   relative_buckets: int = setting(32, "Buckets of distances of relative positions (T5).", low=4, high=_MAX_SIZE)
   relative_max_distance: int = setting(128, "Distance from which on all share a bucket.", unit="tokens", low=2,
                                        high=_MAX_SIZE)
+  distance_clamp: int | None = setting(
+      None, "Distance from which on XLNet's relative positions are the same; None has no bound.", unit="tokens", low=1,
+      high=_MAX_SIZE)
+  memory_len: int | None = setting(
+      None, "Tokens of the text before that XLNet remembers; None means all.", unit="tokens", low=1, high=_MAX_SIZE)
+  memory_reuse_len: int | None = setting(
+      None, "Tokens at the start of a segment that go into that memory; None means all.", unit="tokens", low=1,
+      high=_MAX_SIZE)
+  memory_same_len: bool = setting(
+      False, "Whether a token sees as many tokens before it as the memory holds, wherever it stands (Transformer-XL).")
+  unidirectional: bool = setting(False, "Whether in XLNet a token sees none after it (Transformer-XL).")
+  reverse_half: bool = setting(
+      False, "Whether the second half of a batch holds texts that are written from end to start (XLNet's bi_data).")
   activation: str = setting("gelu_tanh", "Activation of the MLP.", choices=("gelu", "gelu_tanh", "relu", "silu"))
   gated_mlp: bool = setting(False, "Whether the MLP is gated (GLU variants).")
   use_bias: bool = setting(True, "Whether the linear maps have biases.")
@@ -146,8 +159,8 @@ class ModelConfig:
   scale_logits: bool = setting(False, "Whether logits are divided by sqrt(embed_dim) (T5).")
   dropout: float = setting(0.0, "Dropout rate of embeddings, attention output and MLP output.", low=0, high=0.99)
   init_std: float = setting(0.02, "Standard deviation of the initial weights.", above=0)
-  init: str = setting("normal", "Whether that of a linear map is init_std itself (normal), or init_std over the root of "
-                      "its inputs (fan_in, T5).", choices=("normal", "fan_in"))
+  init: str = setting("normal", "Whether that of a linear map is init_std itself (normal), or init_std over the root "
+                      "of its inputs (fan_in, T5).", choices=("normal", "fan_in"))
   scale_residual_init: bool = setting(
       True, "Whether projections into the residual stream start smaller by sqrt(2 * num_layers), as in GPT-2.")
   attention_impl: str = setting("auto", "Attention kernel; auto chooses by platform.",

@@ -97,6 +97,7 @@ def check_combinations(config: Any) -> None:
     if (group, stem) == ("train", "num") and not given:
       raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
   _check_model(config.model, config.data.seq_len)
+  _check_xlnet(config.model)
   _check_optim(config.optim)
   train, data, mesh = config.train, config.data, config.mesh
   if train.batch_size % train.grad_accum_steps:
@@ -160,8 +161,8 @@ def _check_model(model: Any, seq_len: int) -> None:
     raise UserError(f"config.model.experts_per_token is {model.experts_per_token}, but there are only "
                     f"{model.num_experts} experts (config.model.num_experts).")
   if model.num_experts and (model.use_bias if model.mlp_bias is None else model.mlp_bias):
-    raise UserError("config.model.num_experts asks for experts, which have no biases here; set config.model.mlp_bias to "
-                    "False.")
+    raise UserError("config.model.num_experts asks for experts, which have no biases here; set config.model.mlp_bias "
+                    "to False.")
   if model.head in ("pretraining", "sentence", "replaced", "pooled") and model.architecture == "decoder":
     raise UserError(f"config.model.head is {model.head}, which reads a text from both sides, but "
                     "config.model.architecture is decoder; set it to encoder.")
@@ -183,6 +184,31 @@ def _check_model(model: Any, seq_len: int) -> None:
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")
+
+
+# What XLNet has in one form only, and what it alone has, with the value that switches it off.
+_XLNET = {"block": "post", "position": "relative", "qk_norm": "none", "attention_window": None, "attention_pattern": (),
+          "attention_softcap": None, "logit_softcap": None, "token_types": 0, "head_transform": False}
+_ONLY_XLNET = {"distance_clamp": None, "memory_len": None, "memory_reuse_len": None, "memory_same_len": False,
+               "unidirectional": False, "reverse_half": False}
+
+
+def _check_xlnet(model: Any) -> None:
+  is_xlnet = model.architecture == "xlnet"
+  for name, value in (_XLNET if is_xlnet else _ONLY_XLNET).items():
+    if getattr(model, name) != value:
+      raise UserError(f"config.model.{name} is {getattr(model, name)!r}, which config.model.architecture "
+                      f"{model.architecture} does not do; set it to {value!r}.")
+  if is_xlnet and model.head not in ("lm", "none"):
+    raise UserError(f"config.model.head is {model.head}, which config.model.architecture xlnet does not have; it has "
+                    "lm and none.")
+  for name, own in (("num_kv_heads", "num_heads"), ("embedding_dim", "embed_dim")):
+    if is_xlnet and getattr(model, name) not in (None, getattr(model, own)):
+      raise UserError(f"config.model.{name} is {getattr(model, name)}, but in config.model.architecture xlnet it is "
+                      f"{own}, which is {getattr(model, own)}; leave it None.")
+  if model.memory_same_len and not model.unidirectional:
+    raise UserError("config.model.memory_same_len bounds what a token sees before it, but the model sees what is after "
+                    "it too; set config.model.unidirectional, or memory_same_len to False.")
 
 
 def _check_optim(optim: Any) -> None:

@@ -57,8 +57,9 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
   query sees, over positions and over local and global layers, a forward pass costs 2 L (2 D H (N + K) + m D F) +
   4 L S N H, m being 3 for a gated MLP and else 2, and the head besides, 2 D V where it is a language model's alone.
-  Layers that share parameters each count. A token of an encoder-decoder is one of the
-  decoder, and with it one of an encoder's text of the same length.
+  Layers that share parameters each count. A token of an encoder-decoder is one of the decoder, and with it one of an
+  encoder's text of the same length. Of XLNet it is the content stream without memory, with 6 L S N H at the end; the
+  keys of distances, which are made once for a batch, are left out.
 
   Args:
     cfg: with its sizes resolved.
@@ -71,9 +72,11 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   windows = [seq_len if pattern[i % len(pattern)] == "global" else min(cfg.attention_window or seq_len, seq_len)
              for i in range(cfg.num_layers)]
   mean_keys = sum(w * (w + 1) / 2 + (seq_len - w) * w for w in windows) / (cfg.num_layers * seq_len)
-  if cfg.architecture == "encoder":
+  if cfg.architecture == "encoder" or cfg.architecture == "xlnet" and not cfg.unidirectional:
     mean_keys = seq_len
-  per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 4 * mean_keys * N * H
+  # Of a query and a key, and of their weight and a value; in XLNet of a query and a distance too.
+  products = 3 if cfg.architecture == "xlnet" else 2
+  per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 2 * products * mean_keys * N * H
   return 3.0 * (cfg.num_layers * per_layer + 2 * _outer_products(cfg, seq_len))
 
 

@@ -137,7 +137,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(*names))
 
 
-def on_each_device(function: Callable[..., jax.Array], inputs: Sequence[tuple], output: tuple) -> Callable[..., jax.Array]:
+def on_each_device(function: Callable[..., jax.Array], inputs: Sequence[tuple],
+                   output: tuple) -> Callable[..., jax.Array]:
   """Returns a function that runs on every device with that device's parts; without a mesh, `function` itself.
 
   Args:

@@ -87,7 +87,6 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   Raises:
     UserError: where the model or the batch does not divide by the mesh, or a policy names no parameter.
   """
-  check_objective(config)
   partitioning.check_divisible(config, mesh)
   model = make_model(config.model, mesh.devices.flat[0].platform)
   boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

@@ -3,8 +3,9 @@
 A family is data that is read in both directions. The layout of a tensor is written with one letter for each of our
 axes: D width, E embedding width, N query heads, K key-value heads, H head width, F MLP width, V vocabulary, P rows of
 the position table, U token types, B buckets of relative positions, L labels, O the width again where a layer leads from
-it to itself, 1 and 2 what they say, and C for the parts that one Hugging Face tensor fuses (such as query, key and
-value). "NH,D" is a matrix whose rows are pairs (head, position in the head) and whose columns are the model's width.
+it to itself, X experts, M the width of an expert, S that of the shared one, 1 and 2 what they say, and C for the parts
+that one Hugging Face tensor fuses (such as query, key and value). "NH,D" is a matrix whose rows are pairs (head,
+position in the head) and whose columns are the model's width; a group without letters is an axis of one.
 """
 
 import dataclasses

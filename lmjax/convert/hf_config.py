@@ -13,15 +13,32 @@ from etils import epath
 from lmjax import config as config_lib
 from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import UserError, nearest
-from lmjax.convert import (albert, bart, bert, distilbert, electra, gemma, gpt2, gpt_neox, llama, mistral, mixtral, olmo2,
-                           qwen, roberta, t5)
+from lmjax.convert import (
+  albert,
+  bart,
+  bert,
+  distilbert,
+  electra,
+  gemma,
+  gpt2,
+  gpt_neox,
+  llama,
+  mistral,
+  mixtral,
+  olmo2,
+  qwen,
+  roberta,
+  t5,
+  xlnet,
+)
 from lmjax.convert.family import Family, Field, Required
 
 # Where several can express a model, the first is written.
 FAMILIES = {family.model_type: family for family in (
     gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2, qwen.QWEN3, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3,
     gpt_neox.FAMILY, olmo2.FAMILY, mixtral.MIXTRAL, mixtral.QWEN2_MOE, mixtral.QWEN3_MOE,
-    bert.FAMILY, roberta.FAMILY, albert.FAMILY, electra.FAMILY, distilbert.FAMILY, t5.FAMILY, bart.FAMILY)}
+    bert.FAMILY, roberta.FAMILY, albert.FAMILY, electra.FAMILY, distilbert.FAMILY, t5.FAMILY, bart.FAMILY,
+    xlnet.FAMILY)}
 
 # ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
 # use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.

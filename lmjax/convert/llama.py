@@ -1,7 +1,7 @@
 """Llama in Hugging Face's names, which most decoders after it share. Its linear maps are stored output first."""
 
 from lmjax.convert import common
-from lmjax.convert.family import Family, Field
+from lmjax.convert.family import Family, Field, Key
 
 FAMILY = Family(
     model_type="llama",

@@ -97,7 +97,6 @@ _ELECTRA_SIZES = {
     "small": (12, 256, 4, 128), "base": (12, 768, 12, 768), "large": (24, 1024, 16, 1024),
 }
 
-
 _TRANSFORMER_SIZES = {
     # Vaswani et al. 2017, arXiv 1706.03762, table 3: layers of each side, width, heads, MLP width.
     "base": (6, 512, 8, 2048), "big": (6, 1024, 16, 4096),
@@ -118,6 +117,11 @@ _T5_1_1_SIZES = {
 _BART_SIZES = {
     # Lewis et al. 2019, arXiv 1910.13461, section 2, as released: layers of each side, width, heads.
     "base": (6, 768, 12), "large": (12, 1024, 16),
+}
+
+_XLNET_SIZES = {
+    # Yang et al. 2019, arXiv 1906.08237, appendix A.6, and the released models: layers, width, heads.
+    "base": (12, 768, 12), "large": (24, 1024, 16),
 }
 
 
@@ -165,8 +169,8 @@ def qwen3(size: str = "0.6B") -> dict:
 def gemma(size: str = "2-2b") -> dict:
   """Gemma 1: a Llama with GELU, scaled embeddings and a tied head.
 
-  Gemma 2 adds norms behind each part, soft-caps, and local layers in turn with global ones; Gemma 3 has norms of queries
-  and keys in place of soft-caps, and five local layers, with a rope theta of their own, to a global one.
+  Gemma 2 adds norms behind each part, soft-caps, and local layers in turn with global ones; Gemma 3 has norms of
+  queries and keys in place of soft-caps, and five local layers, with a rope theta of their own, to a global one.
   """
   generation, num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim, vocab, window, scale, factor = _pick(
       "Gemma", _GEMMA_SIZES, size)
@@ -195,6 +199,15 @@ def olmo2(size: str = "1B") -> dict:
   num_layers, embed_dim, num_heads, mlp_dim = _pick("OLMo 2", _OLMO2_SIZES, size)
   return dict(_llama(num_layers, embed_dim, num_heads, num_heads, embed_dim // num_heads, mlp_dim, 100352, 5e5, False),
               norm_eps=1e-6, block="inner", qk_norm="all")
+
+
+def xlnet(size: str = "base") -> dict:
+  """XLNet: two streams of attention over relative positions, LayerNorm after each part, a memory of all before."""
+  num_layers, embed_dim, num_heads = _pick("XLNet", _XLNET_SIZES, size)
+  return dict(architecture="xlnet", num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads,
+              mlp_dim=4 * embed_dim, vocab_size=32000, position="relative", norm="layernorm", norm_eps=1e-12,
+              activation="gelu", gated_mlp=False, use_bias=False, mlp_bias=True, head_bias=True, tie_embeddings=True,
+              block="post", scale_residual_init=False)
 
 
 def llama_style() -> dict:

@@ -43,7 +43,8 @@ def rotate(x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
   return jnp.concatenate(turned if rest.shape[-1] else turned[:2], axis=-1).astype(x_BTNH.dtype)
 
 
-def _periods(width: int, theta: float) -> np.ndarray:
+def rotary_periods(width: int, theta: float) -> np.ndarray:
+  """Returns what a position is divided by to get an angle, theta^(0 / width), theta^(2 / width), ..., in float32."""
   # Rounded where Hugging Face rounds, for at far positions the last bit of a rate shows in the logits. NumPy's own
   # float32 powers differ between processors.
   exponents = (np.arange(0, width, 2, dtype=np.float32) / np.float32(width)).astype(np.float64)
@@ -51,12 +52,12 @@ def _periods(width: int, theta: float) -> np.ndarray:
 
 
 def _none(cfg, width, theta, length):
-  return np.float32(1.0) / _periods(width, theta), 1.0
+  return np.float32(1.0) / rotary_periods(width, theta), 1.0
 
 
 def _linear(cfg, width, theta, length):
   """Positions are divided by the factor (Chen et al. 2023, arXiv 2306.15595)."""
-  return np.float32(1.0) / _periods(width, theta) / np.float32(cfg.rope_factor), 1.0
+  return np.float32(1.0) / rotary_periods(width, theta) / np.float32(cfg.rope_factor), 1.0
 
 
 def _dynamic(cfg, width, theta, length):
@@ -69,7 +70,7 @@ def _dynamic(cfg, width, theta, length):
 
 def _llama3(cfg, width, theta, length):
   """Slow turns are stretched, fast ones are not, and those between in part (Llama 3.1, arXiv 2407.21783)."""
-  rates = np.float32(1.0) / _periods(width, theta)
+  rates = np.float32(1.0) / rotary_periods(width, theta)
   turns = cfg.rope_original_positions * rates / np.float32(2 * math.pi)
   low, high = cfg.rope_low_frequency, cfg.rope_high_frequency
   kept = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
@@ -78,7 +79,7 @@ def _llama3(cfg, width, theta, length):
 
 def _yarn(cfg, width, theta, length):
   """The same with a ramp over dimensions, and sharper scores (Peng et al. 2023, arXiv 2309.00071)."""
-  periods = _periods(width, theta)
+  periods = rotary_periods(width, theta)
   place = lambda turns: width * math.log(cfg.rope_original_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
   first = max(math.floor(place(cfg.rope_high_frequency)), 0)
   last = min(math.ceil(place(cfg.rope_low_frequency)), width - 1)

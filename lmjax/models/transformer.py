@@ -5,7 +5,7 @@ Shapes: B batch, T length, D model width, E embedding width, V vocabulary.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Callable
 
 from flax import linen as nn
 import jax
@@ -88,19 +88,23 @@ class Block(nn.Module):
 
 
 def stack(cfg: ModelConfig, num_layers: int, causal: bool = True, cross: bool = False) -> nn.Module:
-  """Returns a loop over blocks: (carry, layer numbers, context) -> (carry, None).
+  """Returns a loop over blocks: (carry, layer numbers, context) -> (carry, None)."""
+  return repeat(cfg, Block, num_layers)(cfg, causal, cross)
+
+
+def repeat(cfg: ModelConfig, block: type[nn.Module], num_layers: int) -> Callable[..., nn.Module]:
+  """Makes of a kind of block (carry, its layer's, all layers') -> (carry, result) a loop over blocks.
 
   The parameters of all blocks are stacked on a leading "layers" axis, whether the loop over them is rolled or unrolled
   (cfg.scan_layers), so that a checkpoint serves both; with cfg.share_layers there is one block's.
   """
-  block = Block
   if cfg.remat_policy != "none":
-    block = nn.remat(Block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
+    block = nn.remat(block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
   split = {"variable_broadcast": "params", "variable_axes": {ROUTER: 0}} if cfg.share_layers else {
       "variable_axes": {"params": 0, ROUTER: 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
   return nn.scan(
       block, split_rngs={"params": not cfg.share_layers, "dropout": True}, in_axes=(0, nn.broadcast),
-      length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)(cfg, causal, cross)
+      length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)
 
 
 class Transformer(nn.Module):
@@ -260,6 +264,9 @@ def make_model(cfg: ModelConfig, platform: str | None = None) -> nn.Module:
   if cfg.architecture == "encoder_decoder":
     from lmjax.models.encoder_decoder import EncoderDecoder  # Is made of what stands here.
     return EncoderDecoder(cfg)
+  if cfg.architecture == "xlnet":
+    from lmjax.models.xlnet import XLNet  # Which is made of parts of this file.
+    return XLNet(cfg)
   return Transformer(cfg)
 
 

@@ -178,8 +178,8 @@ def test_old_names_and_defaults_are_read(kind, settings, expected):
 
 
 @pytest.mark.parametrize("kind, settings, told", [
-    ("llama", dict(rope_scaling={"type": "longrope", "factor": 2.0}), "rope_scaling.type = 'longrope', which lmjax does"),
-    ("llama", dict(rope_parameters=dict(YARN, truncate=False)), "rope_parameters.truncate = False, which lmjax does not"),
+    ("llama", dict(rope_scaling={"type": "longrope", "factor": 2.0}), "rope_scaling.type = 'longrope', which lmjax"),
+    ("llama", dict(rope_parameters=dict(YARN, truncate=False)), "rope_parameters.truncate = False, which lmjax"),
     ("llama", dict(rope_parameters=dict(YARN, mscale=0.7)), "rope_parameters.mscale = 0.7, which lmjax does not know"),
     ("llama", dict(rope_parameters=dict(LINEAR, factor=0.5)), "rope_factor is 0.5, but it must be at least 1"),
     ("llama", dict(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters=dict(LINEAR, rope_type="default")),

@@ -1,25 +1,16 @@
 """Tests that converted encoder-decoders compute what transformers computes, in both directions."""
 
-import dataclasses
 import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
 import lmjax
-from lmjax import convert
-from lmjax.config import UserError
-from lmjax.convert import bart, hf_config
-from lmjax.generation.sampling import Sampler, decode
-from lmjax.models.relative import relative_buckets
-from lmjax.models.transformer import make_model
 
 T5 = dict(num_layers=2, num_decoder_layers=3, d_model=48, num_heads=4, d_kv=16, d_ff=64, vocab_size=98)
 BART = dict(encoder_layers=2, decoder_layers=3, d_model=48, encoder_attention_heads=4, decoder_attention_heads=4,

@@ -1,25 +1,15 @@
 """Tests that encoders and their heads compute what transformers computes, with padding, in both directions."""
 
-import dataclasses
 import json
-import shutil
 
-from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
 import lmjax
-from lmjax import convert, partitioning
-from lmjax.config import MeshConfig, UserError
-from lmjax.convert import params as params_lib
-from lmjax.convert.hf_config import to_hf
-from lmjax.models.transformer import init_params, make_model
 
 LENGTH, REAL = 515, 390
 BERT = dict(num_hidden_layers=2, hidden_size=32, intermediate_size=48, num_attention_heads=4, vocab_size=98,
@@ -158,7 +148,7 @@ def test_both_ways(made, name, tmp_path):
   lmjax.save_hf(model, params, tmp_path / "out")
   assert tensors_of(tmp_path / "out") == tensors_of(folder)
   again = type(reference).from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
-  again.config.pad_token_id = reference.config.pad_token_id  # A matter of the tokenizer, by which decoders find the end.
+  again.config.pad_token_id = reference.config.pad_token_id  # The tokenizer's, by which decoders find the end.
   assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [type(reference).__name__]
   for one, other in zip(outputs_of(reference_of(again)), expected, strict=True):
     # The same numbers but for the last bits, which follow from where in memory torch finds its tensors.

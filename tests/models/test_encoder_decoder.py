@@ -1,6 +1,5 @@
 """What an encoder-decoder must keep: who sees what, and the same numbers however they are computed."""
 
-import dataclasses
 import math
 
 from flax import linen as nn
@@ -225,7 +224,8 @@ def test_initial_weights_are_those_of_t5():
   for value, std in [(params["embed"]["embedding"], 1.0), (part["attention"]["query"]["kernel"], (128 * 32) ** -0.5),
                      (part["cross_attention"]["key"]["kernel"], 128 ** -0.5),
                      (part["attention"]["out"]["kernel"], 128 ** -0.5), (part["mlp"]["up"]["kernel"], 128 ** -0.5),
-                     (part["mlp"]["down"]["kernel"], 512 ** -0.5), (params["encoder"]["relative"]["bias"], 128 ** -0.5)]:
+                     (part["mlp"]["down"]["kernel"], 512 ** -0.5),
+                     (params["encoder"]["relative"]["bias"], 128 ** -0.5)]:
     assert float(jnp.std(value)) == pytest.approx(std, rel=0.1)
 
 

@@ -155,7 +155,7 @@ def test_flops_are_six_for_each_parameter_that_multiplies_and_attention(head, ch
 
 
 @pytest.mark.parametrize("model, told", [
-    (dict(head="pooled"), "config.model.head is pooled, which reads a text from both sides, but config.model.architect"),
+    (dict(head="pooled"), "config.model.head is pooled, which reads a text from both sides, but config.model.archi"),
     (dict(head="replaced"), "config.model.head is replaced, which reads a text from both sides"),
     (dict(embedding_dim=16, embed_dim=32), "config.model.embedding_dim is 16 and embed_dim 32, but the output"),
     (dict(head="sequences"), "did you mean 'sequence'?"),

@@ -12,14 +12,13 @@ import optax
 import pytest
 
 from lmjax import config as config_lib
-from lmjax import metrics, partitioning, train
-from lmjax.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimConfig, UserError
+from lmjax import partitioning, train
+from lmjax.config import ModelConfig, ObjectiveConfig
 from lmjax.models import moe
 from lmjax.models.attention import Context, init_cache
 from lmjax.models.layers import ACTIVATIONS
 from lmjax.models.transformer import init_params, make_model
 from lmjax.objectives import causal_lm
-from lmjax.optim.optimizer import make_optimizer
 
 BASE = ModelConfig(num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64, vocab_size=50,
                    max_positions=64, dtype="float32", init_std=0.2, position="rotary", norm="rmsnorm",
