@@ -303,5 +303,5 @@ def test_a_decoders_objective_refuses_another_model(preset, told):
 
 def test_a_prompt_is_for_a_decoder():
   model, params = make(VARIANTS["t5"])
-  with pytest.raises(UserError, match="The model is an encoder_decoder, but only a decoder goes on from a prompt"):
+  with pytest.raises(UserError, match="The model is of architecture encoder_decoder with head lm, but only a decoder"):
     generate(model, params, [[1, 2]])

@@ -185,5 +185,5 @@ def test_causal_language_modelling_needs_a_decoder_with_its_head():
 
 def test_an_encoder_continues_no_text():
   model, params = make(head="lm")
-  with pytest.raises(UserError, match="architecture encoder with head lm, which continues no text"):
+  with pytest.raises(UserError, match="architecture encoder with head lm, but only a decoder"):
     lmjax.generate(model, params, [[1, 2]], max_new_tokens=2)
