@@ -61,8 +61,8 @@ def _until(tokens: list[int], eos_id: int | None) -> list[int]:
 
 def _check(cfg, prompts, max_new_tokens, temperature, top_k, top_p) -> None:
   if cfg.architecture != "decoder" or cfg.head != "lm":
-    raise UserError(f"The model is of architecture {cfg.architecture} with head {cfg.head}, but only a decoder with head "
-                    "lm goes on from a prompt; an encoder_decoder is decoded with its methods start and step.")
+    raise UserError(f"The model is of architecture {cfg.architecture} with head {cfg.head}, but only a decoder with "
+                    "head lm goes on from a prompt; an encoder_decoder is decoded with its methods start and step.")
   if not prompts or not all(len(prompt) for prompt in prompts):
     raise UserError("A prompt is empty; give at least one token, such as the end-of-text token.")
   largest = max(max(prompt) for prompt in prompts)
