@@ -108,7 +108,7 @@ class Key:
     return {"D": cfg.embed_dim, "N": cfg.num_heads, "K": cfg.num_kv_heads, "H": cfg.head_dim, "F": cfg.mlp_dim,
             "E": cfg.embedding_dim, "V": cfg.vocab_size, "P": (cfg.max_positions or 0) + cfg.position_offset,
             "U": cfg.token_types, "B": cfg.relative_buckets, "L": cfg.num_labels, "O": cfg.embed_dim, "1": 1, "2": 2,
-            "C": len(self.paths)}
+            "X": cfg.num_experts, "M": cfg.expert_dim, "S": cfg.shared_expert_dim, "C": len(self.paths)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax import config as config_lib
 from lmjax.config import ModelConfig, UserError
 from lmjax.convert import gpt2, hf_config
 from lmjax.convert.family import Field, Key
@@ -41,24 +42,46 @@ def test_a_fused_tensor_falls_into_its_parts():
   assert key.names(CFG) == {(): "qkv"} and key.shape(CFG) == (2, 18)
 
 
+def models_of(family):
+  """Yields the letters' sizes, each another where it can be, and small models with all that a family may have."""
+  read = {field.ours for field in family.fields}
+  own = {name: size for name, size in dict(
+      embedding_dim=3, token_types=8, num_experts=10, experts_per_token=1, expert_dim=11, shared_expert_dim=12).items()
+      if name in read}
+  sizes = {"D": 2, "O": 2, "E": own.get("embedding_dim", 2), "N": 2, "K": 2, "H": 4, "F": 4, "V": 5, "L": 9, "U": 8,
+           "P": 6 + family.fixed.get("position_offset", 0), "B": 32, "X": 10, "M": 11, "S": 12, "1": 1, "2": 2}
+  sized = dict(num_kv_heads=2, num_layers=7, head_dim=4, num_labels=9, **own)
+  for flags in itertools.product((True, False), repeat=2):
+    free = dict(zip(("use_bias", "gated_mlp"), flags), tie_embeddings=flags[0])
+    for architecture in family.architectures.values():
+      settings = {**free, **family.fixed, **architecture, **sized}
+      yield sizes, config_lib.fill_sizes(dataclasses.replace(CFG, mlp_dim=4, **settings))
+
+
+def shapes_of(cfg):
+  shapes = nn.unbox(jax.eval_shape(lambda: init_params(make_model(cfg), jax.random.key(0))))
+  return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_keys_cover_the_model_with_axes_of_its_shapes(family):
-  read = {field.ours for field in family.fields}
-  sizes = {"D": 2, "O": 2, "E": 3 if "embedding_dim" in read else 2, "N": 2, "K": 2, "H": 4, "F": 4, "V": 5, "L": 9,
-           "U": 8, "P": 6 + family.fixed.get("position_offset", 0), "1": 1, "2": 2}
-  sized = dict(num_kv_heads=2, num_layers=7, head_dim=4, num_labels=9, embedding_dim=sizes["E"],
-               **({"token_types": 8} if "token_types" in read else {}))
-  mapped = {path: (7,) * ("{layer}" in key.theirs) + tuple(sizes[letter] for letter in key.axes)
-            for key in family.keys for path in key.paths}
-  used = set()
-  for biases, architecture in itertools.product((True, False), family.architectures.values()):
-    settings = {"use_bias": biases, "tie_embeddings": biases, **family.fixed, **architecture, **sized}
-    model = make_model(dataclasses.replace(CFG, **settings))
-    shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))  # noqa: B023
-    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
-    assert {path: shape for path, shape in mapped.items() if path in shapes} == shapes
-    used |= shapes.keys()
-  assert used == mapped.keys()
+  for sizes, cfg in models_of(family):
+    shapes = shapes_of(cfg)
+    stacked = lambda key: (7,) * ("{layer}" in key.theirs) + (10,) * ("{expert}" in key.theirs)
+    mapped = [(path, stacked(key) + tuple(sizes[letter] for letter in key.axes))
+              for key in family.keys if key.exists(cfg, shapes) for path in key.paths]
+    assert dict(mapped) == shapes and len(mapped) == len(shapes)
+
+
+def test_no_key_is_of_no_model():
+  """Families share lists of keys, of which each uses those that it needs."""
+  used, declared = set(), set()
+  for family in FAMILIES.values():
+    declared |= {*family.keys}
+    for _, cfg in models_of(family):
+      shapes = shapes_of(cfg)
+      used |= {key for key in family.keys if key.exists(cfg, shapes)}
+  assert used == declared
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
