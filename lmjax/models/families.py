@@ -308,6 +308,18 @@ def _two_sided(num_layers: int, embed_dim: int, num_heads: int, head_dim: int, m
               tie_embeddings=True, scale_residual_init=False)
 
 
+def debug(preset: dict) -> dict:
+  """Returns a preset's options at a size that trains on a CPU in seconds; the vocabulary is the tokenizer's."""
+  narrow = preset.get("embedding_dim") not in (None, preset["embed_dim"])
+  grouped = preset.get("num_kv_heads") not in (None, preset["num_heads"])
+  sizes = dict(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2 if grouped else 4, head_dim=16, mlp_dim=128,
+               embedding_dim=32 if narrow else None, vocab_size=None)
+  # Only where the preset has them at all.
+  parts = dict(num_decoder_layers=2, max_positions=128, attention_window=16, attention_pattern=("local", "global"),
+               num_experts=4, experts_per_token=2, expert_dim=32, shared_expert_dim=48)
+  return {**preset, **sizes, **{name: value for name, value in parts.items() if preset.get(name)}}
+
+
 def _gpt(num_layers: int, embed_dim: int, num_heads: int, head_dim: int, max_positions: int) -> dict:
   return dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_heads,
               head_dim=head_dim, mlp_dim=4 * embed_dim, vocab_size=50257, max_positions=max_positions,
@@ -319,3 +331,19 @@ def _pick(family: str, sizes: dict, size: str) -> tuple:
   if size not in sizes:
     raise UserError(f"{family} has no size {size!r}{nearest(size, sizes)}")
   return sizes[size]
+
+
+PRESETS = {preset.__name__: preset for preset in (
+    gpt2, gpt3, llama, smollm, mistral, qwen2, qwen3, gemma, pythia, olmo2, bert, roberta, albert, electra, distilbert,
+    transformer, t5, t5_1_1, bart, xlnet)}
+
+
+def preset(family: str) -> dict:
+  """Returns the preset of a family by its name, at its default size.
+
+  Raises:
+    UserError: for a name that is none.
+  """
+  if family not in PRESETS:
+    raise UserError(f"There is no family {family!r}{nearest(family, PRESETS)}")
+  return PRESETS[family]()
