@@ -18,7 +18,7 @@ import lmjax
 
 PARAPHRASES = (("A man is playing a guitar.", "Someone plays the guitar."),
                ("The cat sleeps on the sofa.", "A cat is sleeping on the couch."),
-               ("How can I reset my password?", "What do I do to change a forgotten password?"))
+               ("The bank raised its interest rates.", "Interest rates were increased by the bank."))
 # Reactants, agents and products of a reaction, in SMILES.
 REACTIONS = ("CC(=O)O.OCC>>CC(=O)OCC", "c1ccccc1Br.OB(O)c1ccccc1>>c1ccc(-c2ccccc2)cc1",
              "CC(C)N.O=C(Cl)c1ccccc1>>CC(C)NC(=O)c1ccccc1", "COC(=O)c1ccccc1.[Na+].[OH-]>>OC(=O)c1ccccc1",
@@ -57,7 +57,7 @@ def test_sentence_similarities_are_those_of_transformers():
   for row in range(len(got)):
     partner = row ^ 1
     assert similarities[row, partner] > 0.6
-    assert all(abs(similarities[row, other]) < 0.2 for other in range(len(got)) if other not in (row, partner))
+    assert all(abs(similarities[row, other]) < 0.1 for other in range(len(got)) if other not in (row, partner))
 
 
 def test_masked_predictions_are_those_of_transformers():

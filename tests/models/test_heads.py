@@ -37,12 +37,12 @@ def tokens(*shape, seed=1):
   return jax.random.randint(jax.random.key(seed), shape, 0, 64)
 
 
-def test_the_vector_of_a_sequence_is_of_its_first_token_or_of_the_last_real_one():
+def test_the_vector_of_a_sequence_is_of_its_first_or_last_real_token():
   x = jnp.arange(2 * 4 * 1.0).reshape(2, 4, 1)
   assert sequence_vector(x, None, last=False).tolist() == [[0], [4]]
   assert sequence_vector(x, None, last=True).tolist() == [[3], [7]]
   segments = jnp.array([[1, 1, 0, 0], [0, 1, 1, 1]])
-  assert sequence_vector(x, segments, last=False).tolist() == [[0], [4]]
+  assert sequence_vector(x, segments, last=False).tolist() == [[0], [5]]
   assert sequence_vector(x, segments, last=True).tolist() == [[1], [7]]
 
 

@@ -119,13 +119,13 @@ def test_muon_takes_a_matrix_that_all_layers_share_and_that_of_each_expert():
   optimizer = make_optimizer(OptimConfig(name="muon", adam_learning_rate_ratio=0.0), axes)
   after, _ = optimizer.update(p, optimizer.init(p), p, hparams(1.0), None)
   change = jax.tree.map(lambda a, b: np.asarray(b - a), after, p)
-  experts = change["layers"]["mlp"]
-  matrices = [change["encoder"]["layers"]["mlp"]["up"]["kernel"],
-              *experts["up"]["kernel"].reshape(6, 8, 16), *experts["down"]["kernel"].reshape(6, 16, 8)]
+  shared, experts = change["encoder"]["layers"]["mlp"], change["layers"]["mlp"]
+  matrices = [shared["up"]["kernel"], *experts["up"]["kernel"].reshape(6, 8, 16),
+              *experts["down"]["kernel"].reshape(6, 16, 8)]
   for matrix in matrices:
     singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * 16 ** 0.5)
     assert (singular > 0.6).all() and (singular < 1.3).all()
-  rest = (change["pooler"], change["encoder"]["layers"]["mlp"]["down"], change["encoder"]["layers"]["mlp"]["up"]["bias"])
+  rest = (change["pooler"], shared["down"], shared["up"]["bias"])
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(rest))  # Left to Adam, here at a rate of 0.
 
 
