@@ -152,20 +152,24 @@ def test_presets_have_the_released_sizes(preset, changes, count):
   assert num_params(preset, **{"head": "none", **changes}) == count
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("changes", [{}, dict(embedding_dim=16, share_layers=True)])
-def test_flops_are_six_for_each_parameter_that_multiplies_and_attention(head, changes):
-  cfg = fill_sizes(dataclasses.replace(ENCODER, head=head, **changes))
+@pytest.mark.parametrize("cfg", [
+    *(dataclasses.replace(ENCODER, head=head) for head in HEADS),
+    *(dataclasses.replace(ENCODER, head=head, embedding_dim=16, share_layers=True) for head in HEADS),
+    *(ModelConfig(**preset) for preset in (
+        families.bert("large"), families.roberta(), families.albert("xxlarge-v2"), families.electra("large"),
+        families.electra("base-generator"), families.distilbert()))])
+def test_flops_are_six_for_each_parameter_that_multiplies_and_attention(cfg):
+  cfg = fill_sizes(cfg)
   shapes = jax.eval_shape(lambda: nn.unbox(init_params(make_model(cfg), jax.random.key(0))))
   kernels = {jax.tree_util.keystr(path, simple=True, separator="/"): math.prod(leaf.shape)
              for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if path[-1].key == "kernel"}
   length = 24
   per_layer = sum(size for path, size in kernels.items() if path.startswith("layers/"))
-  once = lambda path: path.startswith(f"{head}_head/") and head not in ("token", "span", "replaced")
+  once = lambda path: path.startswith(f"{cfg.head}_head/") and cfg.head not in ("token", "span", "replaced")
   count = per_layer * (cfg.num_layers if cfg.share_layers else 1)
   count += sum(size for path, size in kernels.items() if not path.startswith("layers/") and not once(path))
   count += sum(size for path, size in kernels.items() if once(path)) / length
-  count += cfg.vocab_size * cfg.embedding_dim * (head in ("lm", "pretraining"))  # The embedding, as the output.
+  count += cfg.vocab_size * cfg.embedding_dim * (cfg.head in ("lm", "pretraining"))  # The embedding, as the output.
   attention = 12 * cfg.num_layers * length * cfg.embed_dim  # Every key: scores and values, forward and backward.
   assert metrics.flops_per_token(cfg, length) == pytest.approx(6 * count + attention)
 
