@@ -31,6 +31,12 @@ _TOKENIZER_FILES = (
     _TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
     "chat_template.jinja", "generation_config.json")
+# What a workdir keeps of config.json for the folder that is made of it again: names of labels, and which tokens are
+# special.
+_NAMES = "hf_names.json"
+_NAME_SETTINGS = (
+    "id2label", "label2id", "problem_type", "finetuning_task", "bos_token_id", "eos_token_id", "pad_token_id",
+    "sep_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 def load(path: epath.PathLike) -> tuple[Transformer, dict]:
@@ -101,12 +107,14 @@ def save_hf(model: Transformer, params: dict, path: epath.PathLike, tokenizer: A
 
 def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any,
           source: epath.Path | None = None) -> None:
-  """Writes a folder as `save_hf` does, with copies of the tokenizer's files where `source` has some."""
+  """Writes a folder as `save_hf` does, with the tokenizer's files and the names that `source` has kept of another."""
   family, settings = to_hf(model.cfg)
   params = nn.unbox(params)
   _check_params(params, model)
   settings["torch_dtype"] = jnp.dtype(jax.tree.leaves(params)[0].dtype).name
   settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_id if tokenizer else None}
+  if source and (source / _NAMES).exists():
+    settings |= read_json(source / _NAMES)
   pooled = model.cfg.head == "pooled"
   if pooled:
     settings["architectures"] = [base_class(family)]
@@ -173,6 +181,8 @@ def _to_workdir(source: epath.Path, target: epath.Path, raw: dict) -> None:
       data = dataclasses.replace(config.data, tokenizer=os.path.abspath(target / _TOKENIZER))
       config = dataclasses.replace(config, data=data)
     (folder / "config.json").write_text(config_lib.to_json(config))
+    names = {name: raw[name] for name in _NAME_SETTINGS if name in raw}
+    (folder / _NAMES).write_text(json.dumps(names, indent=2) + "\n")
     with contextlib.closing(checkpoint.Checkpointer(folder, CheckpointConfig())) as checkpointer:
       checkpointer.save(0, {"params": params}, {"config": dataclasses.asdict(config)})
 

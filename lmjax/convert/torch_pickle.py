@@ -30,6 +30,7 @@ _STORAGES = {
     "ShortStorage": ("I16", "<i2"), "CharStorage": ("I8", "i1"), "ByteStorage": ("U8", "u1"),
     "BoolStorage": ("BOOL", "?"),
 }
+_ARCHIVE_MAGIC = b"PK"
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950a86a20f9469cfc6c, 1001
 
 
@@ -71,7 +72,7 @@ class TorchFile:
     self._path = path
     with open(path, "rb") as file:
       try:
-        self._tensors = _read_archive(file) if zipfile.is_zipfile(file) else _read_legacy(file)
+        self._tensors = _read_archive(file) if file.read(2) == _ARCHIVE_MAGIC else _read_legacy(file)
         self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._check()
       except _Refused as e:

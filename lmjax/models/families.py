@@ -93,8 +93,10 @@ _ALBERT_SIZES = {
 }
 
 _ELECTRA_SIZES = {
-    # Clark et al. 2020, arXiv 2003.10555, table 6: layers, width, heads, width of the embeddings.
+    # Clark et al. 2020, arXiv 2003.10555, table 6: layers, width, heads, width of the embeddings. A generator has 1/4
+    # (base: 1/3) of the width and heads; that released beside the small discriminator has all of them.
     "small": (12, 256, 4, 128), "base": (12, 768, 12, 768), "large": (24, 1024, 16, 1024),
+    "small-generator": (12, 64, 1, 128), "base-generator": (12, 256, 4, 768), "large-generator": (24, 256, 4, 1024),
 }
 
 _TRANSFORMER_SIZES = {
@@ -244,10 +246,10 @@ def albert(size: str = "base-v2") -> dict:
 
 
 def electra(size: str = "small") -> dict:
-  """ELECTRA's discriminator, which tells replaced tokens; its generator is a narrower encoder with head lm."""
+  """ELECTRA's discriminator, which tells replaced tokens, or its generator, which fills masked ones in."""
   num_layers, embed_dim, num_heads, embedding_dim = _pick("ELECTRA", _ELECTRA_SIZES, size)
   return dict(_encoder(num_layers, embed_dim, num_heads), vocab_size=30522, embedding_dim=embedding_dim,
-              head="replaced", pooler="gelu")
+              head="lm" if size.endswith("-generator") else "replaced", pooler="gelu")
 
 
 def distilbert(size: str = "base") -> dict:

@@ -72,12 +72,11 @@ class TaskHead(nn.Module):
 
 
 def sequence_vector(x_BTD: jax.Array, segment_ids_BT: jax.Array | None, last: bool) -> jax.Array:
-  """Returns the features of a sequence's first token, or of its last real one, which alone a decoder lets see all."""
-  if not last:
-    return x_BTD[:, 0]
+  """Returns the features of a sequence's first real token, or of its last one, which alone a decoder lets see all."""
   if segment_ids_BT is None:
-    return x_BTD[:, -1]
-  at_B = jnp.argmax(jnp.arange(x_BTD.shape[1]) * (segment_ids_BT > 0), axis=1)
+    return x_BTD[:, -1 if last else 0]
+  real_BT = segment_ids_BT > 0
+  at_B = jnp.argmax(jnp.arange(x_BTD.shape[1]) * real_BT if last else real_BT, axis=1)
   return jnp.take_along_axis(x_BTD, at_B[:, None, None], axis=1)[:, 0]
 
 

@@ -1,8 +1,12 @@
 """Tests that encoders and their heads compute what transformers computes, with padding, in both directions."""
 
+import dataclasses
+import functools
 import json
 
+from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -10,8 +14,14 @@ import torch
 import transformers
 
 import lmjax
+from lmjax import convert, metrics
+from lmjax.config import ModelConfig, fill_sizes
+from lmjax.convert.hf_config import to_hf
+from lmjax.models import attention, families
+from lmjax.models.attention import Attention, Context
+from lmjax.models.transformer import init_params, make_model
 
-LENGTH, REAL = 515, 390
+LENGTH, LEFT, RIGHT = 515, 126, 389  # Where the real tokens of one row begin, and those of another end.
 BERT = dict(num_hidden_layers=2, hidden_size=32, intermediate_size=48, num_attention_heads=4, vocab_size=98,
             max_position_embeddings=520)
 NARROW = dict(BERT, embedding_size=12)
@@ -87,12 +97,16 @@ def made(tmp_path_factory):
 
 
 def inputs_of(model):
-  """Returns tokens, mask and token types (None where there are none), the second row padded; [2, 2, T] of choices."""
+  """Returns tokens, mask and token types (None where there are none): a full row, and rows padded on either side.
+
+  Of choices there are two in a row, [3, 2, T].
+  """
   rng = np.random.default_rng(0)
   choices = "MultipleChoice" in type(model).__name__
-  shape = (2, 2, LENGTH) if choices else (2, LENGTH)
+  shape = (3, 2, LENGTH) if choices else (3, LENGTH)
   mask = np.ones(shape, np.int32)
-  mask[1, ..., REAL:] = 0
+  mask[1, ..., RIGHT:] = 0
+  mask[2, ..., :LEFT] = 0
   pad = model.config.pad_token_id
   tokens = np.where(mask == 1, rng.integers(2, 98, shape), 0 if pad is None else pad)
   types = getattr(model.config, "type_vocab_size", 0)
@@ -104,6 +118,29 @@ def reference_of(model, **kwargs):
   kwargs |= {} if types is None else {"token_type_ids": torch.tensor(types)}
   with torch.no_grad():
     return model(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask), **kwargs)
+
+
+def expected_of(model):
+  """Returns what transformers makes of the rows.
+
+  Its encoders take the first position of a row for its first token, which on the left is padding; that row's vector is
+  therefore made of the real tokens alone, at their positions.
+  """
+  made = outputs_of(reference_of(model))
+  tokens, mask, types = inputs_of(model)
+  if model.config.model_type in ("gpt2", "llama"):
+    return made
+  alone = {"input_ids": torch.tensor(tokens[2:, ..., LEFT:])}
+  if types is not None:
+    alone["token_type_ids"] = torch.tensor(types[2:, ..., LEFT:])
+  if model.config.model_type != "roberta":  # Which counts real tokens.
+    alone["position_ids"] = torch.arange(LEFT, LENGTH)[None]
+  with torch.no_grad():
+    last = model(**alone)
+  for whole, row in zip(made, outputs_of(last), strict=True):
+    if whole.shape[:2] != mask.shape:
+      whole[2] = row[0]
+  return made
 
 
 def outputs_of(made):
@@ -134,8 +171,7 @@ def tensors_of(folder):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_both_ways(made, name, tmp_path):
   reference, folder = made(name)
-  theirs = reference_of(reference)
-  expected = outputs_of(theirs)
+  expected = expected_of(reference)
   model, params = lmjax.load(folder)
   got = ours_of(model, params, reference)
   assert len(got) == len(expected)
@@ -150,6 +186,71 @@ def test_both_ways(made, name, tmp_path):
   again = type(reference).from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
   again.config.pad_token_id = reference.config.pad_token_id  # The tokenizer's, by which decoders find the end.
   assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [type(reference).__name__]
-  for one, other in zip(outputs_of(reference_of(again)), expected, strict=True):
+  for one, other in zip(expected_of(again), expected, strict=True):
     # The same numbers but for the last bits, which follow from where in memory torch finds its tensors.
     np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+
+
+def test_names_of_labels_and_special_tokens_come_back(tmp_path):
+  names = dict(id2label={0: "bad", 1: "so", 2: "good"}, label2id={"bad": 0, "so": 1, "good": 2}, pad_token_id=7,
+               bos_token_id=3, eos_token_id=[4, 5], problem_type="single_label_classification")
+  config = transformers.DistilBertConfig(**DISTIL, **names)
+  transformers.DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "theirs")
+  convert.convert(tmp_path / "theirs", tmp_path / "run")
+  convert.convert(tmp_path / "run", tmp_path / "again")
+  again = transformers.AutoConfig.from_pretrained(tmp_path / "again")
+  assert {name: getattr(again, name) for name in names} == names
+  assert tensors_of(tmp_path / "again") == tensors_of(tmp_path / "theirs")
+
+
+ENCODERS = ("bert_features", "roberta_features", "albert_features", "electra_features", "distilbert_features")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_hidden_states_and_attention_weights_are_those_of_transformers(made, name, monkeypatch):
+  reference, folder = made(name)
+  theirs = reference_of(reference, output_hidden_states=True, output_attentions=True)
+  hidden = [x.numpy() for x in theirs.hidden_states]
+  model, params = lmjax.load(folder)
+  cfg, (tokens, mask, types) = model.cfg, inputs_of(reference)
+  plain, seen = attention.dot_product_attention, []
+
+  def spy(q, k, v, spec, **kwargs):
+    eye = jnp.broadcast_to(jnp.eye(k.shape[1])[None, :, None], (*k.shape[:3], k.shape[1]))
+    seen.append(plain(q, k, eye, spec, **kwargs))  # With one-hot values, the output is the weights.
+    return plain(q, k, v, spec, **kwargs)
+
+  for layer in range(cfg.num_layers):
+    first = make_model(dataclasses.replace(cfg, num_layers=layer + 1))
+    kept = params["layers"] if cfg.share_layers else jax.tree.map(lambda x: x[:layer + 1], params["layers"])  # noqa: B023
+    got, _ = jax.jit(functools.partial(first.apply, method="features"))(
+        {"params": {**params, "layers": kept}}, tokens, None, mask, types)
+    np.testing.assert_allclose(got[mask == 1], hidden[layer + 1][mask == 1], rtol=0, atol=1e-4)
+
+    own = params["layers"] if cfg.share_layers else jax.tree.map(lambda x: x[layer], params["layers"])  # noqa: B023
+    with monkeypatch.context() as patch:
+      patch.setattr(attention, "dot_product_attention", spy)
+      Attention(cfg, causal=False).apply({"params": own["attention"]}, jnp.asarray(hidden[layer]),
+                                         Context(segment_ids_BT=jnp.asarray(mask)), None, jnp.asarray(layer))
+    weights, expected = seen[-1].transpose(0, 2, 1, 3), theirs.attentions[layer].numpy()
+    for row in range(len(mask)):
+      real = mask[row] == 1
+      np.testing.assert_allclose(weights[row][:, real], expected[row][:, real], rtol=0, atol=1e-5)
+
+
+# By transformers' own count of the same config, in which nothing is allocated.
+@pytest.mark.parametrize("family, size", [
+    ("bert", "base"), ("bert", "large"), ("roberta", "base"), ("roberta", "large"), ("albert", "base-v2"),
+    ("albert", "large-v2"), ("albert", "xlarge-v2"), ("albert", "xxlarge-v2"), ("electra", "small"),
+    ("electra", "base"), ("electra", "large"), ("electra", "small-generator"), ("electra", "base-generator"),
+    ("electra", "large-generator"), ("distilbert", "base")])
+def test_presets_are_as_large_as_those_of_transformers(family, size, tmp_path):
+  cfg = fill_sizes(ModelConfig(**getattr(families, family)(size)))
+  written, settings = to_hf(cfg)
+  assert written.model_type == family
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  with torch.device("meta"):
+    theirs = getattr(transformers, settings["architectures"][0])(transformers.AutoConfig.from_pretrained(tmp_path))
+  shapes = jax.eval_shape(lambda: init_params(make_model(cfg), jax.random.key(0)))
+  ours = metrics.count_params(nn.unbox(shapes))
+  assert ours == theirs.num_parameters()

@@ -21,12 +21,13 @@ ENCODER = ModelConfig(
     architecture="encoder", num_layers=2, embed_dim=32, num_heads=4, mlp_dim=64, vocab_size=64, max_positions=32,
     block="post", embedding_norm=True, token_types=2, head_transform=True, head_bias=True, pooler="tanh", num_labels=4,
     scale_residual_init=False, dtype="float32", init_std=0.2)
+FAST = {"xla_backend_optimization_level": 0}  # Compiling is most of the time.
 HEADS = ("lm", "pretraining", "sentence", "replaced", "sequence", "token", "choice", "span", "pooled", "none")
 
 
 def make(**changes):
   model = make_model(dataclasses.replace(ENCODER, **changes))
-  init = jax.jit(lambda key: nn.unbox(init_params(model, key)), compiler_options={"xla_backend_optimization_level": 0})
+  init = jax.jit(lambda key: nn.unbox(init_params(model, key)), compiler_options=FAST)
   params = init(jax.random.key(0))
   keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
   return model, jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), params)
@@ -36,12 +37,12 @@ def tokens(*shape, seed=1):
   return jax.random.randint(jax.random.key(seed), shape, 0, 64)
 
 
-def test_the_vector_of_a_sequence_is_of_its_first_token_or_of_the_last_real_one():
+def test_the_vector_of_a_sequence_is_of_its_first_or_last_real_token():
   x = jnp.arange(2 * 4 * 1.0).reshape(2, 4, 1)
   assert sequence_vector(x, None, last=False).tolist() == [[0], [4]]
   assert sequence_vector(x, None, last=True).tolist() == [[3], [7]]
   segments = jnp.array([[1, 1, 0, 0], [0, 1, 1, 1]])
-  assert sequence_vector(x, segments, last=False).tolist() == [[0], [4]]
+  assert sequence_vector(x, segments, last=False).tolist() == [[0], [5]]
   assert sequence_vector(x, segments, last=True).tolist() == [[1], [7]]
 
 
@@ -88,24 +89,39 @@ def test_positions_after_rows_of_padding_count_real_tokens():
   np.testing.assert_allclose(left, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["pretraining", "choice", "span"])
-def test_eight_devices_equal_one(head):
-  model, params = make(head=head, share_layers=head == "choice", embedding_dim=16 if head == "choice" else None)
-  x = tokens(8, 2, 12) if head == "choice" else tokens(8, 12)
+SMALL = dict(num_layers=2, num_heads=4, num_kv_heads=4, embed_dim=32, head_dim=8, mlp_dim=64, embedding_dim=32,
+             vocab_size=64, max_positions=32, num_labels=4, dtype="float32", init_std=0.2)
+NARROW = dict(SMALL, embedding_dim=16)
+
+
+# Every family, and every head.
+@pytest.mark.parametrize("preset", [
+    families.bert() | SMALL, families.bert() | SMALL | dict(head="sentence"),
+    families.roberta() | SMALL, families.roberta() | SMALL | dict(head="token"),
+    families.albert() | NARROW, families.albert() | NARROW | dict(head="choice"),
+    families.electra() | NARROW, families.electra("small-generator") | NARROW,
+    families.electra() | NARROW | dict(head="none", pooler="none"),
+    families.distilbert() | SMALL | dict(head="span"), families.distilbert() | SMALL | dict(head="sequence"),
+    families.distilbert() | SMALL | dict(head="pooled"), families.bert() | SMALL | dict(head="none")])
+def test_eight_devices_equal_one(preset):
+  model = make_model(ModelConfig(**preset))
+  boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), nn.unbox(boxed))
+  x = tokens(8, 2, 12) if model.cfg.head == "choice" else tokens(8, 12)
   mask = jnp.ones(x.shape, int).at[1, ..., 8:].set(0)
-  types = tokens(*x.shape, seed=5) % 2
+  types = tokens(*x.shape, seed=5) % model.cfg.token_types if model.cfg.token_types else None
 
   def loss(params):
-    out = jax.tree.leaves(model.apply({"params": params}, x, None, mask, types))
-    return sum(jnp.square(jax.nn.log_softmax(part)).mean() for part in out)
-  value_and_grad = lambda: jax.jit(jax.value_and_grad(loss))
-  expected = value_and_grad()(params)
+    out = model.apply({"params": params}, x, None, mask, types)
+    return sum(jnp.square(jax.nn.log_softmax(part)).mean() for part in jax.tree.leaves(out)), out
+  run = lambda p: jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)(p)
+  expected = run(params)
   mesh = partitioning.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
   with partitioning.use_mesh(mesh):
     split = jax.device_put(params, partitioning.param_shardings(mesh, boxed))
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split))
-    got = value_and_grad()(split)
+    got = run(split)
   for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -125,7 +141,7 @@ def num_params(preset, **changes):
     (families.roberta("base"), {}, 124_645_632), (families.roberta("large"), {}, 355_359_744),
     (families.albert("base-v2"), {}, 11_683_584), (families.albert("large-v2"), {}, 17_683_968),
     (families.albert("xlarge-v2"), {}, 58_724_864), (families.albert("xxlarge-v2"), {}, 222_595_584),
-    (families.electra("small"), dict(pooler="none"), 13_548_800),
+    (families.electra("small"), dict(pooler="none"), 13_483_008),
     (families.electra("base"), dict(pooler="none"), 108_891_648),
     (families.electra("large"), dict(pooler="none"), 334_092_288),
     (families.distilbert(), dict(pooler="none"), 66_362_880),
@@ -136,20 +152,24 @@ def test_presets_have_the_released_sizes(preset, changes, count):
   assert num_params(preset, **{"head": "none", **changes}) == count
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("changes", [{}, dict(embedding_dim=16, share_layers=True)])
-def test_flops_are_six_for_each_parameter_that_multiplies_and_attention(head, changes):
-  cfg = fill_sizes(dataclasses.replace(ENCODER, head=head, **changes))
+@pytest.mark.parametrize("cfg", [
+    *(dataclasses.replace(ENCODER, head=head) for head in HEADS),
+    *(dataclasses.replace(ENCODER, head=head, embedding_dim=16, share_layers=True) for head in HEADS),
+    *(ModelConfig(**preset) for preset in (
+        families.bert("large"), families.roberta(), families.albert("xxlarge-v2"), families.electra("large"),
+        families.electra("base-generator"), families.distilbert()))])
+def test_flops_are_six_for_each_parameter_that_multiplies_and_attention(cfg):
+  cfg = fill_sizes(cfg)
   shapes = jax.eval_shape(lambda: nn.unbox(init_params(make_model(cfg), jax.random.key(0))))
   kernels = {jax.tree_util.keystr(path, simple=True, separator="/"): math.prod(leaf.shape)
              for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if path[-1].key == "kernel"}
   length = 24
   per_layer = sum(size for path, size in kernels.items() if path.startswith("layers/"))
-  once = lambda path: path.startswith(f"{head}_head/") and head not in ("token", "span", "replaced")
+  once = lambda path: path.startswith(f"{cfg.head}_head/") and cfg.head not in ("token", "span", "replaced")
   count = per_layer * (cfg.num_layers if cfg.share_layers else 1)
   count += sum(size for path, size in kernels.items() if not path.startswith("layers/") and not once(path))
   count += sum(size for path, size in kernels.items() if once(path)) / length
-  count += cfg.vocab_size * cfg.embedding_dim * (head in ("lm", "pretraining"))  # The embedding, as the output.
+  count += cfg.vocab_size * cfg.embedding_dim * (cfg.head in ("lm", "pretraining"))  # The embedding, as the output.
   attention = 12 * cfg.num_layers * length * cfg.embed_dim  # Every key: scores and values, forward and backward.
   assert metrics.flops_per_token(cfg, length) == pytest.approx(6 * count + attention)
 
