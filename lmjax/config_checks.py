@@ -97,7 +97,7 @@ def check_combinations(config: Any) -> None:
     if (group, stem) == ("train", "num") and not given:
       raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
   _check_model(config.model, config.data.seq_len)
-  _check_xlnet(config.model)
+  _check_architecture(config.model)
   _check_optim(config.optim)
   train, data, mesh = config.train, config.data, config.mesh
   if train.batch_size % train.grad_accum_steps:
@@ -178,24 +178,27 @@ def _check_model(model: Any, seq_len: int) -> None:
   if model.position == "relative" and model.relative_buckets % 2:
     raise UserError(f"config.model.relative_buckets is {model.relative_buckets}, but it must be even, for an encoder "
                     "halves them.")
-  if model.attention_window is not None and model.architecture == "encoder_decoder":
-    raise UserError(f"config.model.attention_window is {model.attention_window}, which an encoder_decoder does not do; "
-                    "set it to None.")
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")
 
 
-# What XLNet has in one form only, and what it alone has, with the value that switches it off.
+# What an encoder-decoder and XLNet have in one form only, and what XLNet alone has, with the value that switches it off.
+_ENCODER_DECODER = {"head": "lm", "num_experts": 0, "attention_window": None, "attention_pattern": (), "token_types": 0}
 _XLNET = {"block": "post", "position": "relative", "qk_norm": "none", "attention_window": None, "attention_pattern": (),
-          "attention_softcap": None, "logit_softcap": None, "token_types": 0, "head_transform": False}
+          "attention_softcap": None, "logit_softcap": None, "token_types": 0, "head_transform": False,
+          "scale_logits": False, "num_experts": 0}
 _ONLY_XLNET = {"distance_clamp": None, "memory_len": None, "memory_reuse_len": None, "memory_same_len": False,
                "unidirectional": False, "reverse_half": False}
 
 
-def _check_xlnet(model: Any) -> None:
-  is_xlnet = model.architecture == "xlnet"
-  for name, value in (_XLNET if is_xlnet else _ONLY_XLNET).items():
+def _check_architecture(model: Any) -> None:
+  is_xlnet, two_sided = model.architecture == "xlnet", model.architecture == "encoder_decoder"
+  only = _XLNET if is_xlnet else {**_ONLY_XLNET, **(_ENCODER_DECODER if two_sided else {})}
+  if two_sided and model.block in ("parallel", "parallel_two"):
+    raise UserError(f"config.model.block is {model.block!r}, which has no place for cross-attention; set it to 'pre', "
+                    "or config.model.architecture to another than encoder_decoder.")
+  for name, value in only.items():
     if getattr(model, name) != value:
       raise UserError(f"config.model.{name} is {getattr(model, name)!r}, which config.model.architecture "
                       f"{model.architecture} does not do; set it to {value!r}.")

@@ -145,6 +145,13 @@ def load_tokenizer(path: epath.PathLike) -> Any:
   return Tokenizer.from_file(file)
 
 
+def decoder_start_token_id(path: epath.PathLike) -> int | None:
+  """Returns what the text of an encoder-decoder begins with, or None where a folder does not tell."""
+  path = local_folder(path)
+  files = [read_json(path / name) for name in ("generation_config.json", "config.json") if (path / name).exists()]
+  return next((id for id in (file.get("decoder_start_token_id") for file in files) if id is not None), None)
+
+
 def convert(source: epath.PathLike, target: epath.PathLike) -> str:
   """Turns a Hugging Face folder into a workdir, or a workdir into a Hugging Face folder.
 

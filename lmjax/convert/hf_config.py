@@ -23,6 +23,7 @@ from lmjax.convert import (
   gpt2,
   gpt_neox,
   llama,
+  marian,
   mistral,
   mixtral,
   olmo2,
@@ -38,7 +39,7 @@ FAMILIES = {family.model_type: family for family in (
     gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2, qwen.QWEN3, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3,
     gpt_neox.FAMILY, olmo2.FAMILY, mixtral.MIXTRAL, mixtral.QWEN2_MOE, mixtral.QWEN3_MOE,
     bert.FAMILY, roberta.FAMILY, albert.FAMILY, electra.FAMILY, distilbert.FAMILY, t5.FAMILY, bart.FAMILY,
-    xlnet.FAMILY)}
+    marian.FAMILY, xlnet.FAMILY)}
 
 # ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
 # use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.

@@ -20,7 +20,7 @@ FAMILY = Family(
     fields=(*encoders.FIELDS,
             Field("max_position_embeddings", "max_positions", 512,
                   read=lambda value, flat: value - _OFFSET if isinstance(value, int) else value,
-                  write=lambda ours, cfg: ours + _OFFSET),
+                  write=lambda ours, cfg: ours and ours + _OFFSET),
             # The head of the language model has gelu whatever the blocks have.
             Field("hidden_act", "activation", "gelu", (("gelu", "gelu"),))),
     required=dict(encoders.REQUIRED, tie_word_embeddings=True, pad_token_id=_OFFSET - 1),

@@ -264,4 +264,4 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_posit
     seen_BTS &= segment_ids[:, :, None] == key_segment_ids[:, None, :]
   scores = jnp.where(seen_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+  return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, v_BSKH.shape[-1])

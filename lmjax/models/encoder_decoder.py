@@ -55,6 +55,9 @@ class EncoderDecoder(nn.Module):
   def encode(self, tokens_BS: jax.Array, positions_BS: jax.Array | None = None,
              segment_ids_BS: jax.Array | None = None) -> jax.Array:
     """Returns encoded_BSD, what the decoder reads of a text."""
+    if positions_BS is None and self.cfg.position == "learned":
+      # A lone encoder whose table begins after some rows numbers the real tokens (RoBERTa); BART numbers padding too.
+      positions_BS = jnp.arange(tokens_BS.shape[1])[None]
     return self.encoder.features(tokens_BS, positions_BS, segment_ids_BS)[0]
 
   def decode(self, tokens_BT: jax.Array, encoded_BSD: jax.Array, positions_BT: jax.Array | None = None,

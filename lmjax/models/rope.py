@@ -28,7 +28,7 @@ def rotary_angles(cfg: ModelConfig, positions_BT: jax.Array, local: bool = False
   theta, scaling = (cfg.local_rope_theta, "none") if own else (cfg.rope_theta, cfg.rope_scaling)
   # The length of a text is told by the furthest position of its row, which is also known when it is decoded one token
   # at a time, and does not depend on how a batch is split.
-  length = jnp.max(positions_BT, axis=1)[:, None, None, None] + 1
+  length = jnp.max(positions_BT, axis=1, initial=0)[:, None, None, None] + 1
   rates, factor = _SCALINGS[scaling](cfg, width, theta, length)
   angles = positions_BT[..., None, None].astype(jnp.float32) * rates
   return jnp.sin(angles) * factor, jnp.cos(angles) * factor

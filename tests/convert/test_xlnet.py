@@ -1,5 +1,6 @@
 """Tests that XLNet computes what transformers computes: permutations, targets, memories, token types and padding."""
 
+import dataclasses
 import json
 
 from flax import linen as nn
@@ -14,7 +15,7 @@ import lmjax
 from lmjax.config import UserError
 from lmjax.convert import hf_config
 from lmjax.models import families
-from lmjax.models.transformer import init_params
+from lmjax.models.transformer import init_params, make_model
 
 SIZES = dict(n_layer=3, d_model=48, n_head=4, d_inner=80, vocab_size=98, mem_len=None)
 VARIANTS = {
@@ -105,6 +106,31 @@ def test_logits_and_hidden_states_are_those_of_transformers(folder_of, variant, 
   assert_close(remembered, memory)
 
 
+def test_attention_weights_are_those_of_transformers(folder_of, monkeypatch):
+  theirs, folder = folder_of("plain")
+  x, ours_given, theirs_given = inputs()
+  with torch.no_grad():
+    out = theirs(torch.tensor(x), output_attentions=True,
+                 **{name: torch.tensor(a) if name == "token_type_ids" else torch.tensor(a).float()
+                    for name, a in theirs_given.items()})
+  model, params = lmjax.load(folder)
+  softmax, weights = jax.nn.softmax, []
+
+  def spy(scores, **kwargs):
+    y = softmax(scores, **kwargs)
+    if not isinstance(y, jax.core.Tracer):
+      weights.append(np.asarray(y))
+    return y
+  monkeypatch.setattr(jax.nn, "softmax", spy)
+  with jax.disable_jit():
+    make_model(dataclasses.replace(model.cfg, remat_policy="none")).apply({"params": params}, x, **ours_given)
+  assert len(weights) == 2 * len(out.attentions) == 6
+  for layer, expected in enumerate(out.attentions):  # Pairs of the content and the query stream's.
+    assert len(expected) == 2
+    # Of the query stream only the places of targets are used, and the others are not computed alike.
+    np.testing.assert_allclose(weights[2 * layer], expected[0].numpy(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_second_segment_reads_the_memory_of_the_first(folder_of, variant):
   theirs, folder = folder_of(variant)
@@ -159,7 +185,8 @@ def test_a_model_of_ours_goes_out_and_comes_back(tmp_path):
   cfg = lmjax.config.ModelConfig(**{**families.xlnet(), "num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 48,
                                     "vocab_size": 64, "dropout": 0.1, "memory_len": 7, "unidirectional": True})
   model = lmjax.models.transformer.make_model(cfg)
-  params = nn.unbox(init_params(model, jax.random.key(0)))
+  init = jax.jit(lambda key: nn.unbox(init_params(model, key)), compiler_options={"xla_backend_optimization_level": 0})
+  params = init(jax.random.key(0))
   lmjax.save_hf(model, params, tmp_path / "hf")
   again, got = lmjax.load(tmp_path / "hf")
   family, _ = hf_config.to_hf(model.cfg)

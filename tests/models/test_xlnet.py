@@ -277,6 +277,8 @@ def test_flops_are_six_for_each_parameter_that_multiplies_and_three_products_of_
     (dict(position="rotary"), "config.model.position is 'rotary', which"),
     (dict(attention_window=4), "config.model.attention_window is 4, which"),
     (dict(qk_norm="head"), "config.model.qk_norm is 'head', which"),
+    (dict(num_experts=4, mlp_bias=False), "config.model.num_experts is 4, which"),
+    (dict(scale_logits=True), "config.model.scale_logits is True, which"),
     (dict(num_kv_heads=2), "config.model.num_kv_heads is 2, but in config.model.architecture xlnet it is num_heads"),
     (dict(head="span"), "config.model.head is span, which config.model.architecture xlnet does not have"),
     (dict(memory_same_len=True), "set config.model.unidirectional, or memory_same_len to False"),
