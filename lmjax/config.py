@@ -67,6 +67,7 @@ class ModelConfig:
       None, "Width of the embeddings; another than embed_dim, which None means, is projected to it (ALBERT, ELECTRA).",
       low=1, high=_MAX_SIZE)
   embedding_norm: bool = setting(False, "Whether the sum of the embeddings is normalised (BERT).")
+  share_embeddings: bool = setting(True, "Whether encoder and decoder have the same token embeddings.")
   token_types: int = setting(0, "Rows of the token type embedding (BERT's segments A and B); 0 has none.", low=0,
                              high=_MAX_SIZE)
   max_positions: int | None = setting(
@@ -103,12 +104,35 @@ class ModelConfig:
   relative_buckets: int = setting(32, "Buckets of distances of relative positions (T5).", low=4, high=_MAX_SIZE)
   relative_max_distance: int = setting(128, "Distance from which on all share a bucket.", unit="tokens", low=2,
                                        high=_MAX_SIZE)
+  distance_clamp: int | None = setting(
+      None, "Distance from which on XLNet's relative positions are the same; None has no bound.", unit="tokens", low=1,
+      high=_MAX_SIZE)
+  memory_len: int | None = setting(
+      None, "Tokens of the text before that XLNet remembers; None means all.", unit="tokens", low=1, high=_MAX_SIZE)
+  memory_reuse_len: int | None = setting(
+      None, "Tokens at the start of a segment that go into that memory; None means all.", unit="tokens", low=1,
+      high=_MAX_SIZE)
+  memory_same_len: bool = setting(
+      False, "Whether a token sees as many tokens before it as the memory holds, wherever it stands (Transformer-XL).")
+  unidirectional: bool = setting(False, "Whether in XLNet a token sees none after it (Transformer-XL).")
+  reverse_half: bool = setting(
+      False, "Whether the second half of a batch holds texts that are written from end to start (XLNet's bi_data).")
   activation: str = setting("gelu_tanh", "Activation of the MLP.", choices=("gelu", "gelu_tanh", "relu", "silu"))
   gated_mlp: bool = setting(False, "Whether the MLP is gated (GLU variants).")
   use_bias: bool = setting(True, "Whether the linear maps have biases.")
   qkv_bias: bool | None = setting(None, "Whether those to queries, keys and values do; None means use_bias.")
   out_bias: bool | None = setting(None, "Whether attention's output map does; None means use_bias.")
   mlp_bias: bool | None = setting(None, "Whether those of the MLP do; None means use_bias.")
+  num_experts: int = setting(0, "Experts in place of the MLP, of which a router picks some for each token (E); 0 has "
+                             "none.", low=0, high=_MAX_SIZE)
+  experts_per_token: int = setting(2, "Experts that the router picks.", low=1, high=_MAX_SIZE)
+  expert_dim: int | None = setting(None, "Hidden width of an expert; None means mlp_dim.", low=1, high=_MAX_SIZE)
+  shared_expert_dim: int = setting(
+      0, "Hidden width of an expert that every token has besides, through a gate of its own (Qwen-MoE); 0 has none.",
+      low=0, high=_MAX_SIZE)
+  normalize_expert_weights: bool = setting(True, "Whether the weights of the experts picked are made to add up to 1.")
+  expert_capacity_factor: float | None = setting(
+      None, "Tokens of a sequence that an expert takes at most, over its even share; None drops none.", above=0)
   qk_norm: str = setting("none", "Whether queries and keys are RMS-normalised: each head (Qwen3) or all heads as one "
                          "vector (OLMo 2).", choices=("none", "head", "all"))
   attention_scale: float | None = setting(
@@ -120,17 +144,23 @@ class ModelConfig:
   attention_softcap: float | None = setting(None, "Attention scores are squashed to +-this by tanh.", above=0)
   logit_softcap: float | None = setting(None, "Output logits are squashed to +-this by tanh.", above=0)
   head: str = setting(
-      "lm", "What the model ends in: logits over the vocabulary (lm), those and of the sentence pair (pretraining), "
-      "whether each token was replaced (replaced), labels of the sequence, of each token or of each choice, the bounds "
-      "of a span, one vector (pooled), or none.",
-      choices=("lm", "pretraining", "replaced", "sequence", "token", "choice", "span", "pooled", "none"))
+      "lm", "What the model ends in: logits over the vocabulary (lm), of a pair of sentences (sentence), or both "
+      "(pretraining), whether each token was replaced (replaced), labels of the sequence, of each token or of each "
+      "choice, the bounds of a span, one vector (pooled), or none.",
+      choices=("lm", "pretraining", "sentence", "replaced", "sequence", "token", "choice", "span", "pooled", "none"))
+  pooler: str = setting(
+      "none", "Activation of the dense layer between the first token of an encoder, or the last of a decoder, and the "
+      "labels of a sequence, sentence or choice; none has no such layer.", choices=("none", "tanh", "gelu", "relu"))
   num_labels: int = setting(2, "Labels of a sequence or token head; 1 is a regression.", low=1, high=_MAX_SIZE)
   head_transform: bool = setting(False, "Whether a dense layer and a norm stand before the output projection (BERT).")
-  head_bias: bool = setting(False, "Whether the output projection has a bias.")
+  head_bias: bool = setting(False, "Whether the output projection, or that to labels, has a bias.")
   tie_embeddings: bool = setting(True, "Whether the output projection is the embedding's transpose.")
   scale_embeddings: bool = setting(False, "Whether embeddings are multiplied by sqrt(embed_dim).")
+  scale_logits: bool = setting(False, "Whether logits are divided by sqrt(embed_dim) (T5).")
   dropout: float = setting(0.0, "Dropout rate of embeddings, attention output and MLP output.", low=0, high=0.99)
   init_std: float = setting(0.02, "Standard deviation of the initial weights.", above=0)
+  init: str = setting("normal", "Whether that of a linear map is init_std itself (normal), or init_std over the root "
+                      "of its inputs (fan_in, T5).", choices=("normal", "fan_in"))
   scale_residual_init: bool = setting(
       True, "Whether projections into the residual stream start smaller by sqrt(2 * num_layers), as in GPT-2.")
   attention_impl: str = setting("auto", "Attention kernel; auto chooses by platform.",
@@ -174,6 +204,10 @@ class ObjectiveConfig:
   name: str = setting("causal_lm", "Objective.", choices=("causal_lm",))
   label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
   z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)
+  router_balance: float = setting(
+      0.0, "Weight of the load-balancing loss of a mixture of experts (Switch used 1e-2).", low=0)
+  router_z_loss: float = setting(
+      0.0, "Weight of the squared log-normaliser of its routers (ST-MoE used 1e-3).", low=0)
   loss_chunk: int | None = setting(
       None, "Positions projected to logits at a time; None chooses so that they stay small.", unit="tokens", low=1)
 
@@ -267,7 +301,7 @@ class MeshConfig:
   data: int = setting(-1, "Copies of the model, each with its part of the batch.", low=-1)
   fsdp: int = setting(1, "Splits parameters and the batch.", low=-1)
   stage: int = setting(1, "Pipeline stages.", low=-1)
-  expert: int = setting(1, "Splits experts.", low=-1)
+  expert: int = setting(1, "Splits experts, and the batch.", low=-1)
   context: int = setting(1, "Splits the sequence.", low=-1)
   tensor: int = setting(1, "Splits heads, MLP and vocabulary.", low=-1)
 
@@ -381,17 +415,34 @@ def resolve_model(config: Config, vocab_size: int) -> Config:
 
 
 def fill_sizes(model: ModelConfig) -> ModelConfig:
-  """Fills in what follows from the model's other settings: sizes of parts, and which maps have biases."""
+  """Fills in what follows from the model's other settings: sizes of parts, and which maps have biases.
+
+  What can be said in several ways is said in one, so that equal models have equal settings.
+  """
   default = lambda name, value: value if getattr(model, name) is None else getattr(model, name)
+  pattern, head_dim = _shortest(model), default("head_dim", model.embed_dim // model.num_heads)
   return dataclasses.replace(
       model,
+      attention_pattern=() if pattern in (("local",), ("global",)) else pattern,
+      attention_window=None if pattern == ("global",) else model.attention_window,
+      attention_scale=None if model.attention_scale == head_dim ** -0.5 else model.attention_scale,
       num_decoder_layers=(default("num_decoder_layers", model.num_layers)
                           if model.architecture == "encoder_decoder" else model.num_decoder_layers),
       num_kv_heads=default("num_kv_heads", model.num_heads),
-      head_dim=default("head_dim", model.embed_dim // model.num_heads),
+      head_dim=head_dim,
       mlp_dim=default("mlp_dim", 4 * model.embed_dim),
+      expert_dim=(default("expert_dim", model.mlp_dim or 4 * model.embed_dim) if model.num_experts
+                  else model.expert_dim),
       embedding_dim=default("embedding_dim", model.embed_dim),
       **{name: default(name, model.use_bias) for name in ("qkv_bias", "out_bias", "mlp_bias")})
+
+
+def _shortest(model: ModelConfig) -> tuple:
+  """Returns the shortest attention_pattern that means the same."""
+  pattern = model.attention_pattern
+  kinds = [pattern[i % len(pattern)] for i in range(model.num_layers)] if pattern else []
+  fits = lambda n: all(kind == kinds[i % n] for i, kind in enumerate(kinds))
+  return tuple(kinds[:next((n for n in range(1, len(kinds) + 1) if fits(n)), 0)])
 
 
 def eval_batch_size(config: Config) -> int:

@@ -97,6 +97,7 @@ def check_combinations(config: Any) -> None:
     if (group, stem) == ("train", "num") and not given:
       raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
   _check_model(config.model, config.data.seq_len)
+  _check_architecture(config.model)
   _check_optim(config.optim)
   train, data, mesh = config.train, config.data, config.mesh
   if train.batch_size % train.grad_accum_steps:
@@ -124,6 +125,18 @@ def check_combinations(config: Any) -> None:
       raise UserError(f"config.mesh.{axis} is 0, but it must be -1 or at least 1.")
 
 
+def check_objective(config: Any) -> None:
+  """Raises a UserError where the objective trains another kind of model than the one a `lmjax.config.Config` has.
+
+  This is about training and its loss: a converted model has a config too, with an objective that nobody has chosen.
+  """
+  model, objective = config.model, config.objective.name
+  for name, needed in (("architecture", "decoder"), ("head", "lm")):
+    if objective == "causal_lm" and getattr(model, name) != needed:
+      raise UserError(f"config.objective.name is {objective}, which predicts each token from those before it, but "
+                      f"config.model.{name} is {getattr(model, name)}; set it to {needed}, or another objective.")
+
+
 def _check_model(model: Any, seq_len: int) -> None:
   if model.head_dim is None and model.embed_dim % model.num_heads:
     raise UserError(f"config.model.num_heads = {model.num_heads} does not divide embed_dim = {model.embed_dim}; "
@@ -144,9 +157,61 @@ def _check_model(model: Any, seq_len: int) -> None:
   if "local" in model.attention_pattern and model.attention_window is None:
     raise UserError("config.model.attention_pattern has local layers, but config.model.attention_window is None; set "
                     "it to the keys that a query in them may see.")
+  if model.num_experts and model.experts_per_token > model.num_experts:
+    raise UserError(f"config.model.experts_per_token is {model.experts_per_token}, but there are only "
+                    f"{model.num_experts} experts (config.model.num_experts).")
+  if model.num_experts and (model.use_bias if model.mlp_bias is None else model.mlp_bias):
+    raise UserError("config.model.num_experts asks for experts, which have no biases here; set config.model.mlp_bias "
+                    "to False.")
+  if model.head in ("pretraining", "sentence", "replaced", "pooled") and model.architecture == "decoder":
+    raise UserError(f"config.model.head is {model.head}, which reads a text from both sides, but "
+                    "config.model.architecture is decoder; set it to encoder.")
+  if (model.head in ("lm", "pretraining") and model.tie_embeddings and not model.head_transform
+      and model.embedding_dim not in (None, model.embed_dim)):
+    raise UserError(f"config.model.embedding_dim is {model.embedding_dim} and embed_dim {model.embed_dim}, but the "
+                    "output projection is the embedding's transpose; set config.model.head_transform to True, or "
+                    "tie_embeddings to False.")
+  exact = model.relative_buckets // 2
+  if model.position == "relative" and not exact < model.relative_max_distance:
+    raise UserError(f"config.model.relative_max_distance is {model.relative_max_distance}, but the first {exact} "
+                    "distances have buckets of their own (config.model.relative_buckets); make it larger.")
+  if model.position == "relative" and model.relative_buckets % 2:
+    raise UserError(f"config.model.relative_buckets is {model.relative_buckets}, but it must be even, for an encoder "
+                    "halves them.")
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")
+
+
+# What an encoder-decoder and XLNet have in one form only, and what XLNet alone has, with the value that switches it off.
+_ENCODER_DECODER = {"head": "lm", "num_experts": 0, "attention_window": None, "attention_pattern": (), "token_types": 0}
+_XLNET = {"block": "post", "position": "relative", "qk_norm": "none", "attention_window": None, "attention_pattern": (),
+          "attention_softcap": None, "logit_softcap": None, "token_types": 0, "head_transform": False,
+          "scale_logits": False, "num_experts": 0}
+_ONLY_XLNET = {"distance_clamp": None, "memory_len": None, "memory_reuse_len": None, "memory_same_len": False,
+               "unidirectional": False, "reverse_half": False}
+
+
+def _check_architecture(model: Any) -> None:
+  is_xlnet, two_sided = model.architecture == "xlnet", model.architecture == "encoder_decoder"
+  only = _XLNET if is_xlnet else {**_ONLY_XLNET, **(_ENCODER_DECODER if two_sided else {})}
+  if two_sided and model.block in ("parallel", "parallel_two"):
+    raise UserError(f"config.model.block is {model.block!r}, which has no place for cross-attention; set it to 'pre', "
+                    "or config.model.architecture to another than encoder_decoder.")
+  for name, value in only.items():
+    if getattr(model, name) != value:
+      raise UserError(f"config.model.{name} is {getattr(model, name)!r}, which config.model.architecture "
+                      f"{model.architecture} does not do; set it to {value!r}.")
+  if is_xlnet and model.head not in ("lm", "none"):
+    raise UserError(f"config.model.head is {model.head}, which config.model.architecture xlnet does not have; it has "
+                    "lm and none.")
+  for name, own in (("num_kv_heads", "num_heads"), ("embedding_dim", "embed_dim")):
+    if is_xlnet and getattr(model, name) not in (None, getattr(model, own)):
+      raise UserError(f"config.model.{name} is {getattr(model, name)}, but in config.model.architecture xlnet it is "
+                      f"{own}, which is {getattr(model, own)}; leave it None.")
+  if model.memory_same_len and not model.unidirectional:
+    raise UserError("config.model.memory_same_len bounds what a token sees before it, but the model sees what is after "
+                    "it too; set config.model.unidirectional, or memory_same_len to False.")
 
 
 def _check_optim(optim: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from lmjax import checkpoint, metrics, partitioning
 from lmjax import config as config_lib
 from lmjax.config import Config, MeshConfig
-from lmjax.config_checks import UserError, nearest
+from lmjax.config_checks import UserError, check_objective, nearest
 from lmjax.models.transformer import init_params, make_model
 from lmjax.objectives import OBJECTIVES
 
@@ -69,6 +69,7 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
   """
   from lmjax.data import pipeline
   config = read_config(workdir)
+  check_objective(config)
   tokenizer = epath.Path(workdir) / "tokenizer.json"
   if tokenizer.exists():  # The one the model knows, whatever has become of the text it was trained on.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(tokenizer)))

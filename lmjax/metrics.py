@@ -47,25 +47,70 @@ def count_params(params: Any) -> int:
 
 def count_non_embedding(params: Mapping[str, Any]) -> int:
   """Returns the parameters outside the token and position embeddings and the output projection (arXiv 2001.08361)."""
-  return count_params({name: tree for name, tree in params.items() if name not in ("embed", "head")})
+  inside = lambda path: not {key.key for key in path} & {"embed", "head"}
+  return count_params([x for path, x in jax.tree_util.tree_leaves_with_path(params) if inside(path)])
 
 
 def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   """Returns the FLOPs of training on one token: forward and backward, averaged over the positions of a sequence.
 
   With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
-  query sees, a forward pass costs 2 L (2 D H (N + K) + m D F) + 2 D V + 4 L S N H, m being 3 for a gated MLP and
-  else 2.
+  query sees, over positions and over local and global layers, a forward pass costs 2 L (2 D H (N + K) + m D F) +
+  4 L S N H, m being 3 for a gated MLP and else 2, and the head besides, 2 D V where it is a language model's alone.
+  Layers that share parameters each count. A token of an encoder-decoder is one of the decoder, and with it one of an
+  encoder's text of the same length. Of XLNet it is the content stream without memory, with 6 L S N H at the end; the
+  keys of distances, which are made once for a batch, are left out.
 
   Args:
     cfg: with its sizes resolved.
     seq_len: T.
   """
+  if cfg.architecture == "encoder_decoder":
+    return flops_per_example(cfg, seq_len, seq_len) / seq_len
+  D, F, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+  pattern = cfg.attention_pattern or ("local",)
+  windows = [seq_len if pattern[i % len(pattern)] == "global" else min(cfg.attention_window or seq_len, seq_len)
+             for i in range(cfg.num_layers)]
+  mean_keys = sum(w * (w + 1) / 2 + (seq_len - w) * w for w in windows) / (cfg.num_layers * seq_len)
+  if cfg.architecture == "encoder" or cfg.architecture == "xlnet" and not cfg.unidirectional:
+    mean_keys = seq_len
+  # Of a query and a key, and of their weight and a value; in XLNet of a query and a distance too.
+  products = 3 if cfg.architecture == "xlnet" else 2
+  per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 2 * products * mean_keys * N * H
+  return 3.0 * (cfg.num_layers * per_layer + 2 * _outer_products(cfg, seq_len))
+
+
+def _outer_products(cfg: ModelConfig, seq_len: int) -> float:
+  """Returns the multiplications of a token outside the blocks; what is done once a sequence is shared by its tokens."""
+  D, V, E = cfg.embed_dim, cfg.vocab_size, cfg.embedding_dim or cfg.embed_dim
+  transformed = D * E + E * V if cfg.head_transform else D * V
+  pooler = D * D if cfg.pooler != "none" else 0
+  heads = {"lm": transformed, "pretraining": transformed + (pooler + 2 * D) / seq_len,
+           "sentence": (pooler + 2 * D) / seq_len, "sequence": (pooler + D * cfg.num_labels) / seq_len,
+           "choice": (pooler + D) / seq_len, "token": D * cfg.num_labels, "span": 2 * D, "replaced": D * D + D,
+           "pooled": 0, "none": pooler / seq_len}
+  return heads[cfg.head] + (E * D if E != D else 0)
+
+
+def flops_per_example(cfg: ModelConfig, encoder_len: int, decoder_len: int) -> float:
+  """Returns the FLOPs of training an encoder-decoder on one pair of texts, forward and backward.
+
+  With S tokens in the encoder and T in the decoder, and other letters as in `flops_per_token`, a forward pass costs
+  per layer of the encoder S (4 D H (N + K) + 2 m D F + 4 S N H), and per layer of the decoder
+  T (4 D H (N + K) + 2 m D F + 2 (T + 1) N H) for itself and 4 D H (T N + S K) + 4 T S N H for cross-attention, whose
+  keys and values are of the encoder's tokens; and 2 T D V for the logits.
+
+  Args:
+    cfg: with its sizes resolved.
+    encoder_len: S.
+    decoder_len: T.
+  """
+  S, T = encoder_len, decoder_len
   D, F, V, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-  window = min(cfg.attention_window or seq_len, seq_len)
-  mean_keys = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
-  per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 4 * mean_keys * N * H
-  return 3.0 * (cfg.num_layers * per_layer + 2 * D * V)
+  maps = 4 * D * H * (N + K) + (6 if cfg.gated_mlp else 4) * D * F
+  encoder = S * (maps + 4 * S * N * H)
+  decoder = T * (maps + 2 * (T + 1) * N * H) + 4 * D * H * (T * N + S * K) + 4 * T * S * N * H
+  return 3.0 * (cfg.num_layers * encoder + cfg.num_decoder_layers * decoder + 2 * T * D * V)
 
 
 def peak_flops(devices: list[jax.Device]) -> float | None:

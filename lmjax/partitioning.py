@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import math
 import os
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from flax import linen as nn
 import jax
@@ -20,7 +20,8 @@ from lmjax.config import Config, MeshConfig, UserError, eval_batch_size
 # From the slowest network to the fastest: neighbours on the last axes talk most.
 MESH_AXES = ("replica", "data", "fsdp", "stage", "expert", "context", "tensor")
 
-_BATCH = ("replica", "data", "fsdp")
+# Where the model is not split over experts, their devices split the batch.
+_BATCH = ("replica", "data", "fsdp", "expert")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Parameters.
@@ -34,12 +35,16 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "position": None,
     "token_type": None,
     "embedding": None,
+    "pooled": None,
     "labels": None,
     "buckets": None,
     "norm": None,
     "norm_heads": "tensor",
+    "expert": "expert",
+    "router": None,
     # Activations.
     "batch": _BATCH,
+    "expert_batch": _BATCH[:-1],
     "length": "context",
     "act_embed": None,
     "act_mlp": "tensor",
@@ -50,7 +55,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
-_NOT_YET = ("stage", "expert", "context")
+_NOT_YET = ("stage", "context")
 
 
 def join_processes() -> None:
@@ -86,7 +91,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   for axis in _NOT_YET:
     if sizes[axis] not in (1, -1):
       raise UserError(f"config.mesh.{axis} is {sizes[axis]}, but splitting over {axis} is not supported yet; "
-                      "use replica, data, fsdp and tensor.")
+                      "use replica, data, fsdp, expert and tensor.")
   fixed = math.prod(size for size in sizes.values() if size != -1)
   free = [axis for axis, size in sizes.items() if size == -1]
   asked = " * ".join(f"{a}={s}" for a, s in sizes.items() if s != 1) or "all axes 1"
@@ -127,10 +132,49 @@ def spec(*names: str | None) -> PartitionSpec:
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Asks that an activation be split as its logical names say; without a mesh, or on one device, returns `x`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if _whole():
     return x
   return jax.lax.with_sharding_constraint(x, spec(*names))
+
+
+def on_each_device(function: Callable[..., jax.Array], inputs: Sequence[tuple],
+                   output: tuple) -> Callable[..., jax.Array]:
+  """Returns a function that runs on every device with that device's parts; without a mesh, `function` itself.
+
+  Args:
+    function: of arrays, which may call `gather_rows`, `sum_over`, `scatter_sum_rows` and `device_index`.
+    inputs: logical axis names of each argument; each must divide.
+    output: those of the result.
+  """
+  if _whole():
+    return function
+  return jax.shard_map(function, in_specs=tuple(spec(*names) for names in inputs), out_specs=spec(*output))
+
+
+def gather_rows(x: jax.Array, name: str) -> jax.Array:
+  """Inside `on_each_device`: joins the parts of x, along its first axis, of the devices that split a logical axis."""
+  return x if _whole() else jax.lax.all_gather(x, RULES[name], tiled=True)
+
+
+def sum_over(x: jax.Array, name: str) -> jax.Array:
+  """Inside `on_each_device`: the sum of x over the devices that split a logical axis."""
+  return x if _whole() else jax.lax.psum(x, RULES[name])
+
+
+def scatter_sum_rows(x: jax.Array, name: str) -> jax.Array:
+  """Inside `on_each_device`: the same sum, of which each device gets its part of the first axis."""
+  return x if _whole() else jax.lax.psum_scatter(x, RULES[name], tiled=True)
+
+
+def device_index(name: str) -> jax.Array | int:
+  """Inside `on_each_device`: which part of a logical axis this device has."""
+  return 0 if _whole() else jax.lax.axis_index(RULES[name])
+
+
+def _whole() -> bool:
+  """Is nothing split?"""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
 
 
 def param_shardings(mesh: Mesh, boxed: Any) -> Any:
@@ -236,7 +280,9 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
   model, train = config.model, config.train
   wanted = [("model.embed_dim", model.embed_dim, "fsdp"), ("model.mlp_dim", model.mlp_dim, "tensor"),
             ("model.num_heads", model.num_heads, "tensor"), ("model.num_kv_heads", model.num_kv_heads, "tensor"),
-            ("model.vocab_size", model.vocab_size, "tensor")]
+            ("model.vocab_size", model.vocab_size, "tensor"), ("model.num_experts", model.num_experts, "expert"),
+            ("model.expert_dim", model.expert_dim or 0, "tensor"),
+            ("model.shared_expert_dim", model.shared_expert_dim, "tensor")]
   for name, value, axis in wanted:
     if value % size(axis):
       raise UserError(f"config.{name} is {value}, which config.mesh.{axis} = {size(axis)} does not divide.")
@@ -244,9 +290,9 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
   if microbatch % ways:
     raise UserError(
         f"config.train.batch_size = {train.batch_size} in {train.grad_accum_steps} microbatch(es) makes {microbatch} "
-        f"sequences at a time, which do not split over the {ways} devices of mesh axes replica * data * fsdp; "
+        f"sequences at a time, which do not split over the {ways} devices of mesh axes replica * data * fsdp * expert; "
         f"make batch_size a multiple of {ways * train.grad_accum_steps}.")
   if eval_batch_size(config) % ways:
     raise UserError(
         f"An evaluation takes {eval_batch_size(config)} sequences at a time (config.eval.batch_size), which do not "
-        f"split over the {ways} devices of mesh axes replica * data * fsdp; make it a multiple of {ways}.")
+        f"split over the {ways} devices of mesh axes replica * data * fsdp * expert; make it a multiple of {ways}.")

@@ -20,22 +20,27 @@ FIXED = (
     "data.tokenizer_vocab_size", "data.seq_len", "data.packing", "data.document_mask", "data.shuffle",
     "model.architecture", "model.num_layers", "model.num_decoder_layers", "model.share_layers", "model.embed_dim",
     "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.mlp_dim", "model.vocab_size",
-    "model.embedding_dim", "model.embedding_norm", "model.token_types", "model.max_positions", "model.position_offset",
+    "model.embedding_dim", "model.embedding_norm", "model.share_embeddings", "model.token_types", "model.max_positions",
+    "model.position_offset",
     "model.block", "model.norm", "model.norm_eps", "model.norm_bias", "model.norm_offset", "model.position",
     "model.rope_theta", "model.local_rope_theta", "model.rotary_fraction", "model.rope_scaling", "model.rope_factor",
     "model.rope_original_positions", "model.rope_low_frequency", "model.rope_high_frequency",
-    "model.rope_attention_factor", "model.relative_buckets", "model.relative_max_distance", "model.activation",
-    "model.gated_mlp", "model.use_bias", "model.qkv_bias", "model.out_bias", "model.mlp_bias", "model.qk_norm",
+    "model.rope_attention_factor", "model.relative_buckets", "model.relative_max_distance", "model.distance_clamp",
+    "model.memory_len", "model.memory_reuse_len", "model.memory_same_len", "model.unidirectional", "model.reverse_half",
+    "model.activation", "model.gated_mlp", "model.use_bias", "model.qkv_bias", "model.out_bias", "model.mlp_bias",
+    "model.num_experts", "model.experts_per_token", "model.expert_dim", "model.shared_expert_dim",
+    "model.normalize_expert_weights", "model.expert_capacity_factor", "model.qk_norm",
     "model.attention_scale", "model.attention_window", "model.attention_pattern", "model.attention_softcap",
-    "model.logit_softcap", "model.head", "model.num_labels", "model.head_transform", "model.head_bias",
-    "model.tie_embeddings", "model.scale_embeddings", "model.init_std", "model.scale_residual_init",
-    "model.param_dtype")
+    "model.logit_softcap", "model.head", "model.pooler", "model.num_labels", "model.head_transform", "model.head_bias",
+    "model.tie_embeddings", "model.scale_embeddings", "model.scale_logits", "model.init_std", "model.init",
+    "model.scale_residual_init", "model.param_dtype")
 
 # They change what is learned from here on, which is what a researcher may want: a longer run, another learning rate
 # after a spike, more dropout. The run says so, once, in a warning. Another num_steps bends the rest of the schedule.
 WARNED = (
     "train.num_steps", "train.num_tokens", "train.num_epochs", "train.ema_decay", "train.on_spike",
     "train.spike_threshold", "model.dropout", "model.dtype", "objective.label_smoothing", "objective.z_loss",
+    "objective.router_balance", "objective.router_z_loss",
     "optim.learning_rate", "optim.schedule", "optim.warmup_steps", "optim.warmup_tokens", "optim.warmup_epochs",
     "optim.decay_steps", "optim.decay_tokens", "optim.decay_epochs", "optim.final_learning_rate_ratio", "optim.beta1",
     "optim.beta2", "optim.momentum", "optim.eps", "optim.weight_decay", "optim.clip_norm",

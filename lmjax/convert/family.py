@@ -2,9 +2,10 @@
 
 A family is data that is read in both directions. The layout of a tensor is written with one letter for each of our
 axes: D width, E embedding width, N query heads, K key-value heads, H head width, F MLP width, V vocabulary, P rows of
-the position table, U token types, B buckets of relative positions, L labels, and C for the parts that one Hugging Face
-tensor fuses (such as query, key and value). "NH,D" is a matrix whose rows are pairs (head, position in the head) and
-whose columns are the model's width.
+the position table, U token types, B buckets of relative positions, L labels, O the width again where a layer leads from
+it to itself, X experts, M the width of an expert, S that of the shared one, 1 and 2 what they say, and C for the parts
+that one Hugging Face tensor fuses (such as query, key and value). "NH,D" is a matrix whose rows are pairs (head,
+position in the head) and whose columns are the model's width; a group without letters is an axis of one.
 """
 
 import dataclasses
@@ -58,16 +59,23 @@ class Key:
     layout: its axes, in groups, as this module's docstring explains.
     ours: path of the parameter, or of each part along C.
     axes: axes of each parameter, without those of layers and experts that are stacked.
+    when: a ModelConfig setting and its value without which there is no such tensor, where that does not follow from
+      the model having the parameters.
   """
   theirs: str
   layout: str
   ours: str | tuple[str, ...]
   axes: str
+  when: tuple[str, Any] | None = None
 
   @property
   def paths(self) -> tuple[str, ...]:
     """All parameters that the tensor holds."""
     return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+  def exists(self, cfg: ModelConfig, params: Mapping[str, Any]) -> bool:
+    """Does a model with these parameters, by path, have such a tensor?"""
+    return self.paths[0] in params and (self.when is None or getattr(cfg, self.when[0]) == self.when[1])
 
   def names(self, cfg: ModelConfig) -> dict[tuple[int, ...], str]:
     """Returns the name of every tensor by its place on the leading axes of the parameters."""
@@ -99,7 +107,8 @@ class Key:
   def _sizes(self, cfg: ModelConfig) -> dict[str, int]:
     return {"D": cfg.embed_dim, "N": cfg.num_heads, "K": cfg.num_kv_heads, "H": cfg.head_dim, "F": cfg.mlp_dim,
             "E": cfg.embedding_dim, "V": cfg.vocab_size, "P": (cfg.max_positions or 0) + cfg.position_offset,
-            "U": cfg.token_types, "B": cfg.relative_buckets, "L": cfg.num_labels, "C": len(self.paths)}
+            "U": cfg.token_types, "B": cfg.relative_buckets, "L": cfg.num_labels, "O": cfg.embed_dim, "1": 1, "2": 2,
+            "X": cfg.num_experts, "M": cfg.expert_dim, "S": cfg.shared_expert_dim, "C": len(self.paths)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lmjax.convert.family import Family
 from lmjax.convert.hf_config import differences, from_hf, read_json, to_hf
 from lmjax.convert.hub import local_folder
 from lmjax.convert.params import abstract_params, hf_tensors, read_params
+from lmjax.convert.sentence_modules import base_class, described, write_modules
 from lmjax.convert.tensor_files import TensorFiles, write_tensors
 from lmjax.models.transformer import Transformer, make_model
 
@@ -30,6 +31,12 @@ _TOKENIZER_FILES = (
     _TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
     "chat_template.jinja", "generation_config.json")
+# What a workdir keeps of config.json for the folder that is made of it again: names of labels, and which tokens are
+# special.
+_NAMES = "hf_names.json"
+_NAME_SETTINGS = (
+    "id2label", "label2id", "problem_type", "finetuning_task", "bos_token_id", "eos_token_id", "pad_token_id",
+    "sep_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 def load(path: epath.PathLike) -> tuple[Transformer, dict]:
@@ -100,14 +107,21 @@ def save_hf(model: Transformer, params: dict, path: epath.PathLike, tokenizer: A
 
 def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any,
           source: epath.Path | None = None) -> None:
-  """Writes a folder as `save_hf` does, with copies of the tokenizer's files where `source` has some."""
+  """Writes a folder as `save_hf` does, with the tokenizer's files and the names that `source` has kept of another."""
   family, settings = to_hf(model.cfg)
   params = nn.unbox(params)
   _check_params(params, model)
   settings["torch_dtype"] = jnp.dtype(jax.tree.leaves(params)[0].dtype).name
   settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_id if tokenizer else None}
+  if source and (source / _NAMES).exists():
+    settings |= read_json(source / _NAMES)
+  pooled = model.cfg.head == "pooled"
+  if pooled:
+    settings["architectures"] = [base_class(family)]
   with _new_folder(path) as folder:
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if pooled:
+      write_modules(folder, model.cfg.embed_dim)
     write_tensors(folder, *hf_tensors(family, model.cfg, params))
     if tokenizer:
       _save_tokenizer(tokenizer, folder)
@@ -129,6 +143,13 @@ def load_tokenizer(path: epath.PathLike) -> Any:
   if not file.exists():
     raise UserError(f"{path} has no {_TOKENIZER}; copy the one that belongs to the model there.")
   return Tokenizer.from_file(file)
+
+
+def decoder_start_token_id(path: epath.PathLike) -> int | None:
+  """Returns what the text of an encoder-decoder begins with, or None where a folder does not tell."""
+  path = local_folder(path)
+  files = [read_json(path / name) for name in ("generation_config.json", "config.json") if (path / name).exists()]
+  return next((id for id in (file.get("decoder_start_token_id") for file in files) if id is not None), None)
 
 
 def convert(source: epath.PathLike, target: epath.PathLike) -> str:
@@ -167,6 +188,8 @@ def _to_workdir(source: epath.Path, target: epath.Path, raw: dict) -> None:
       data = dataclasses.replace(config.data, tokenizer=os.path.abspath(target / _TOKENIZER))
       config = dataclasses.replace(config, data=data)
     (folder / "config.json").write_text(config_lib.to_json(config))
+    names = {name: raw[name] for name in _NAME_SETTINGS if name in raw}
+    (folder / _NAMES).write_text(json.dumps(names, indent=2) + "\n")
     with contextlib.closing(checkpoint.Checkpointer(folder, CheckpointConfig())) as checkpointer:
       checkpointer.save(0, {"params": params}, {"config": dataclasses.asdict(config)})
 
@@ -195,7 +218,7 @@ def _read_config(path: epath.Path) -> dict:
   if "model_type" not in raw and "model" not in raw:
     raise UserError(f"{path / 'config.json'} has neither model_type, as in a Hugging Face folder, nor model, as in a "
                     "run's workdir; give one of these.")
-  return raw
+  return described(path, raw) if "model_type" in raw else raw
 
 
 def _workdir_config(path: epath.Path, raw: dict) -> Config:

@@ -7,7 +7,8 @@ _BLOCK = "transformer.h.{layer}"
 
 FAMILY = Family(
     model_type="gpt2",
-    architectures={"GPT2LMHeadModel": {}, "GPT2Model": {}},
+    architectures={"GPT2LMHeadModel": dict(head="lm"), "GPT2Model": dict(head="lm"),
+                   "GPT2ForSequenceClassification": dict(head="sequence")},
     fixed=dict(block="pre", norm="layernorm", norm_bias=True, position="learned", gated_mlp=False, qkv_bias=True,
                out_bias=True, mlp_bias=True, scale_residual_init=True),
     fields=(
@@ -49,6 +50,7 @@ FAMILY = Family(
         Key("transformer.ln_f.weight", "D", "final_norm/scale", "D"),
         Key("transformer.ln_f.bias", "D", "final_norm/bias", "D"),
         Key("lm_head.weight", "V,D", "head/kernel", "VD"),
+        Key("score.weight", "L,D", "sequence_head/out/kernel", "DL"),
     ),
     prefix="transformer.",
     ignored_keys=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),

@@ -13,15 +13,40 @@ from etils import epath
 from lmjax import config as config_lib
 from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import UserError, nearest
-from lmjax.convert import gpt2, llama
+from lmjax.convert import (
+  albert,
+  bart,
+  bert,
+  distilbert,
+  electra,
+  gemma,
+  gpt2,
+  gpt_neox,
+  llama,
+  marian,
+  mistral,
+  mixtral,
+  olmo2,
+  qwen,
+  roberta,
+  t5,
+  xlnet,
+)
 from lmjax.convert.family import Family, Field, Required
 
-FAMILIES = {family.model_type: family for family in (gpt2.FAMILY, llama.FAMILY)}
+# Where several can express a model, the first is written.
+FAMILIES = {family.model_type: family for family in (
+    gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2, qwen.QWEN3, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3,
+    gpt_neox.FAMILY, olmo2.FAMILY, mixtral.MIXTRAL, mixtral.QWEN2_MOE, mixtral.QWEN3_MOE,
+    bert.FAMILY, roberta.FAMILY, albert.FAMILY, electra.FAMILY, distilbert.FAMILY, t5.FAMILY, bart.FAMILY,
+    marian.FAMILY, xlnet.FAMILY)}
 
 # ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
 # use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.
-_NEUTRAL = ("use_bias", "dropout", "init_std", "scale_residual_init", "attention_impl", "dtype", "param_dtype",
+_NEUTRAL = ("use_bias", "dropout", "init_std", "init", "scale_residual_init", "attention_impl", "dtype", "param_dtype",
             "remat_policy", "scan_layers")
+
+_NUM_LABELS = 2  # Where config.json names no labels.
 
 # config.json settings of every family that change no logits: names, types of storage, defaults of generation, labels.
 _IGNORED_FIELDS = frozenset("""
@@ -71,9 +96,12 @@ def from_hf(hf: Mapping[str, Any], where: str) -> tuple[Family, Config]:
 
 def _read_model(family: Family, hf: Mapping[str, Any], where: str) -> dict[str, Any]:
   """Returns the ModelConfig settings of a Hugging Face config."""
-  flat = _flat(hf, {*_IGNORED_FIELDS, *family.ignored_fields})
+  flat = _flat(hf, {*_IGNORED_FIELDS, *family.ignored_fields} - family.required.keys())
   _refuse(family, flat, where)
-  model, read_from = {**family.fixed, **_architecture(family, hf, where)}, {}
+  labels = hf.get("id2label") or hf.get("num_labels") or _NUM_LABELS
+  model = {"num_labels": len(labels) if isinstance(labels, dict) else labels,
+           **family.fixed, **_architecture(family, hf, where)}
+  read_from = {}
   for field in family.fields:
     value, name = _read_field(field, flat, where), field.names[0]
     if field.ours in read_from and model[field.ours] != value:
@@ -128,7 +156,7 @@ def _read_field(field: Field, flat: Mapping[str, Any], where: str) -> Any:
   for theirs, ours in field.values:
     if theirs == value:
       return ours
-  raise UserError(f"{where} has {field.names[0]} = {value!r}, which lmjax does not do; it does "
+  raise UserError(f"{where} has {[*given, *field.names][0]} = {value!r}, which lmjax does not do; it does "
                   f"{', '.join(str(theirs) for theirs, _ in field.values)}.")
 
 
@@ -153,7 +181,7 @@ def to_hf(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     cfg: of the model.
 
   Raises:
-    UserError: if no family can; it names the settings that stand in the way.
+    UserError: if no family can; it names the settings that stand in the way in the two that come nearest.
   """
   cfg, refusals = config_lib.fill_sizes(cfg), []
   for family in FAMILIES.values():
@@ -162,7 +190,7 @@ def to_hf(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     if not lost:
       return family, hf
     refusals.append((len(lost), f"{family.model_type} would need another {', '.join(lost)}"))
-  told = "; ".join(refusal for _, refusal in sorted(refusals))
+  told = "; ".join(refusal for _, refusal in sorted(refusals)[:2])
   raise UserError(f"No Hugging Face family that lmjax writes can hold this model: {told}.")
 
 
@@ -170,6 +198,9 @@ def _written(family: Family, cfg: ModelConfig) -> dict[str, Any]:
   fits = lambda settings: all(getattr(cfg, name) == value for name, value in settings.items())
   names = [name for name, settings in family.architectures.items() if fits(settings)] or [*family.architectures]
   hf = {"model_type": family.model_type, "architectures": names[:1], **family.written}
+  if cfg.num_labels != _NUM_LABELS:
+    names = [f"LABEL_{i}" for i in range(cfg.num_labels)]
+    hf |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
   for field in family.fields:
     value = getattr(cfg, field.ours)
     if field.write:

@@ -8,7 +8,8 @@ from lmjax.config_checks import Refused, UserError
 
 PREFIX = "hf:"
 
-_SETTINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.index.json")
+_SETTINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.index.json", "modules.json",
+             "1_Pooling/config.json")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 

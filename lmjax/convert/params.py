@@ -3,6 +3,7 @@
 Reading goes tensor by tensor: each is read once, and each process keeps of it what its own devices hold.
 """
 
+import dataclasses
 import math
 import re
 from typing import Any, Iterator
@@ -42,7 +43,7 @@ def read_params(files: TensorFiles, family: Family, cfg: ModelConfig, abstract: 
     UserError: if a tensor is missing, unknown, or of another shape or type.
   """
   flat = flax.traverse_util.flatten_dict(abstract, sep="/")
-  keys = [key for key in family.keys if key.paths[0] in flat]
+  keys = [key for key in family.keys if key.exists(cfg, flat)]
   names = _checked_names(files, family, keys, cfg, where)
   params = {}
   for key in keys:
@@ -60,7 +61,10 @@ def hf_tensors(family: Family, cfg: ModelConfig,
     at a time.
   """
   flat = flax.traverse_util.flatten_dict(params, sep="/")
-  keys = [key for key in family.keys if key.paths[0] in flat]
+  # In a file of a model without its head, names lack their prefix.
+  prefix = family.prefix if cfg.head in ("none", "pooled") else ""
+  keys = [dataclasses.replace(key, theirs=key.theirs.removeprefix(prefix)) for key in family.keys
+          if key.exists(cfg, flat)]
   assert {path for key in keys for path in key.paths} == flat.keys(), "The family's key map does not cover the model."
   sizes = {name: math.prod(key.shape(cfg)) * flat[key.paths[0]].dtype.itemsize
            for key in keys for name in key.names(cfg).values()}
@@ -74,11 +78,16 @@ def _make_tensors(keys: list[Key], cfg: ModelConfig, flat: dict[str, Any]) -> It
       yield name, key.join(tuple(part[place] for part in parts), cfg)
 
 
+def _today(name: str) -> str:
+  """Returns the name that a norm's parameters have by now; files made from TensorFlow's have an older one."""
+  return re.sub(r"(LayerNorm)\.gamma$", r"\1.weight", re.sub(r"(LayerNorm)\.beta$", r"\1.bias", name))
+
+
 def _checked_names(files: TensorFiles, family: Family, keys: list[Key], cfg: ModelConfig, where: str) -> dict[str, str]:
   """Returns {name in the key map: name in the files}, after checking that the files hold what the model needs alone."""
   headless = not any(name.startswith(family.prefix) for name in files.names)
   outside = {key.theirs for key in family.keys if not key.theirs.startswith(family.prefix)}
-  names = {family.prefix + name if headless and name not in outside else name: name for name in files.names}
+  names = {_today(family.prefix + name if headless and name not in outside else name): name for name in files.names}
   wanted = {name: key.shape(cfg) for key in keys for name in key.names(cfg).values()}
   twins = dict(family.tied)
   for name, shape in wanted.items():
@@ -91,7 +100,7 @@ def _checked_names(files: TensorFiles, family: Family, keys: list[Key], cfg: Mod
   for name in sorted(names.keys() - wanted.keys()):
     if any(re.fullmatch(pattern, name) for pattern in family.ignored_keys):
       continue
-    if name not in twins:
+    if twins.get(name) not in names:
       raise UserError(f"{where} has a tensor {names[name]}, which a {family.model_type} model of its config.json does "
                       "not; remove it, or use the config.json that belongs to the tensors.")
     if not np.array_equal(files.read(names[name]), files.read(names[twins[name]])):

@@ -1,9 +1,9 @@
-"""Safetensors files of a folder: read memory-mapped and one tensor at a time, written in shards."""
+"""Files of tensors in a folder: read memory-mapped and one tensor at a time, written as safetensors, in shards."""
 
 import contextlib
 import json
 import shutil
-from typing import Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from etils import epath
 import numpy as np
@@ -12,8 +12,11 @@ import safetensors.numpy
 
 from lmjax.config_checks import Refused, UserError
 from lmjax.convert.hf_config import read_json
+from lmjax.convert.torch_pickle import TorchFile
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# What torch wrote before there were safetensors, read where there are none.
+_LEGACY_WHOLE, _LEGACY_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _SHARD_BYTES = 5 * 10**9
 
@@ -25,7 +28,7 @@ class TensorFiles:
     """Opens the files.
 
     Args:
-      folder: with model.safetensors, or shards and their index.
+      folder: with model.safetensors or pytorch_model.bin, or shards of either and their index.
       stack: closes the files.
 
     Raises:
@@ -33,13 +36,14 @@ class TensorFiles:
     """
     self._folder = folder
     self._files = {}
-    index = self._index()
-    for name in sorted(set(index.values())) if index else [_WHOLE]:
+    listed, whole = self._listing()
+    index = {} if listed is None else self._read_index(listed)
+    for name in sorted(set(index.values())) if index else [whole]:
       file = self._open(folder / name, stack)
       self._files.update({key: file for key in file.keys()})
     for key in index:
       if key not in self._files:
-        raise UserError(f"{folder / index[key]} has no tensor {key}, which {_INDEX} says it has; put back a good copy.")
+        raise UserError(f"{folder / index[key]} has no tensor {key}, which {listed} says it has; put back a good copy.")
 
   @property
   def names(self) -> list[str]:
@@ -61,27 +65,30 @@ class TensorFiles:
     """Returns one tensor."""
     return self._files[name].get_tensor(name)
 
-  def _index(self) -> dict[str, str]:
-    """Returns {tensor: file} where there are shards."""
-    if (self._folder / _WHOLE).exists():
-      return {}
-    path = self._folder / _INDEX
-    if not path.exists():
-      legacy = [p.name for p in self._folder.iterdir() if p.name.startswith("pytorch_model") and p.suffix == ".bin"]
-      if legacy:
-        raise UserError(f"{self._folder} holds its weights in {legacy[0]}, a pickle that lmjax does not read; save "
-                        "them as safetensors first (save_pretrained of transformers does).")
-      raise UserError(f"{self._folder} has a config.json but no {_WHOLE} or {_INDEX}; give a folder with both.")
+  def _listing(self) -> tuple[str | None, str | None]:
+    """Returns the name of the shards' index, or else of the one file."""
+    for whole, index in ((_WHOLE, _INDEX), (_LEGACY_WHOLE, _LEGACY_INDEX)):
+      if (self._folder / whole).exists():
+        return None, whole
+      if (self._folder / index).exists():
+        return index, None
+    raise UserError(f"{self._folder} has a config.json but no {_WHOLE} or {_INDEX}; give a folder with both.")
+
+  def _read_index(self, name: str) -> dict[str, str]:
+    """Returns {tensor: file}."""
+    path = self._folder / name
     index = read_json(path).get("weight_map")
     if not isinstance(index, dict) or not index or any("/" in str(name) for name in index.values()):
       raise UserError(f"{path} has no weight_map from tensors to files beside it; put back a good copy.")
     return index
 
-  def _open(self, path: epath.Path, stack: contextlib.ExitStack) -> safetensors.safe_open:
+  def _open(self, path: epath.Path, stack: contextlib.ExitStack) -> Any:
     try:
+      if path.suffix == ".bin":
+        return TorchFile(path)
       return stack.enter_context(safetensors.safe_open(str(path), framework="numpy"))
     except FileNotFoundError as e:
-      raise UserError(f"{path} is missing, although {_INDEX} names it; put it back.") from e
+      raise UserError(f"{path} is missing, although the index beside it names it; put it back.") from e
     except (OSError, safetensors.SafetensorError) as e:
       raise UserError(f"{path} is not a whole safetensors file ({e}); put back a good copy.") from e
 

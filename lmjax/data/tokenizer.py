@@ -86,9 +86,9 @@ class Tokenizer:
       temporary.unlink(missing_ok=True)
       raise
 
-  def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text."""
-    return self._backend.encode(text, add_special_tokens=False).ids
+  def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    """Returns the ids of a text; `add_special_tokens` frames it as the tokenizer file says, such as by an end."""
+    return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the ids (uint32) of each text, using all cores."""

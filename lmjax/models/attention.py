@@ -27,11 +27,13 @@ class KVCache:
     value: [L, B, K, S, H].
     positions: [B, S] position held in each slot; -1 where it is empty or padding.
     length: [] slots filled so far.
+    cross: the same of the sequence that cross-attention reads.
   """
   key: jax.Array
   value: jax.Array
   positions: jax.Array
   length: jax.Array
+  cross: "KVCache | None" = None
 
   def extend(self, positions_BT: jax.Array) -> "KVCache":
     """Takes the next T slots for the given positions; each layer then writes its keys and values with `write`."""
@@ -53,7 +55,8 @@ class KVCache:
 
 def init_cache(cfg: ModelConfig, batch_size: int, max_length: int) -> KVCache:
   """Returns an empty cache with `max_length` slots a sequence."""
-  shape = (cfg.num_layers, batch_size, cfg.num_kv_heads, max_length, cfg.head_dim)
+  num_layers = cfg.num_decoder_layers if cfg.architecture == "encoder_decoder" else cfg.num_layers
+  shape = (num_layers, batch_size, cfg.num_kv_heads, max_length, cfg.head_dim)
   zeros = jnp.zeros(shape, jnp.dtype(cfg.dtype))
   return KVCache(zeros, zeros, jnp.full((batch_size, max_length), -1, jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -66,8 +69,8 @@ class Context:
     positions_BT: positions of the tokens; None means 0, 1, 2, ...
     segment_ids_BT: attention stays within equal ids, which count from 1; 0 is padding.
     bias_BNTS: added to the scores of self-attention; B may be 1.
-    encoded_BSD: what cross-attention reads.
-    encoded_segment_ids_BS: its segment ids.
+    encoded_BSD: what cross-attention reads; None where the cache has its keys and values.
+    encoded_segment_ids_BS: its segment ids; None means that all of it is seen.
   """
   positions_BT: jax.Array | None = None
   segment_ids_BT: jax.Array | None = None
@@ -95,17 +98,22 @@ class Attention(nn.Module):
     cfg = self.cfg
     D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-    source = context.encoded_BSD if self.cross else x_BTD
-    into = lambda name, shape, axes: Einsum(cfg, "BTD,DNH->BTNH", shape, axes, cfg.init_std, cfg.qkv_bias, name=name)
-    q_BTNH = into("query", (D, N, H), heads)(x_BTD)
-    k_BSKH = into("key", (D, K, H), kv_heads)(source)
-    v_BSKH = into("value", (D, K, H), kv_heads)(source)
+    into = lambda name, shape, axes, std=cfg.init_std: Einsum(
+        cfg, "BTD,DNH->BTNH", shape, axes, std, cfg.qkv_bias, name=name)
+    norm = lambda name: Norm(cfg, "rmsnorm", 1 if cfg.qk_norm == "head" else 2, name=name)
+    q_BTNH = into("query", (D, N, H), heads, _query_std(cfg))(x_BTD)
     if cfg.qk_norm != "none":
-      axes = 1 if cfg.qk_norm == "head" else 2
-      q_BTNH = Norm(cfg, "rmsnorm", axes, name="query_norm")(q_BTNH)
-      k_BSKH = Norm(cfg, "rmsnorm", axes, name="key_norm")(k_BSKH)
+      q_BTNH = norm("query_norm")(q_BTNH)
+    source = context.encoded_BSD if self.cross else x_BTD
+    if source is None:
+      k_BSKH, v_BSKH = cache.cross.read(layer)
+    else:
+      k_BSKH = into("key", (D, K, H), kv_heads)(source)
+      v_BSKH = into("value", (D, K, H), kv_heads)(source)
+      if cfg.qk_norm != "none":
+        k_BSKH = norm("key_norm")(k_BSKH)
     local = is_local(cfg, layer)
-    if cfg.position == "rotary":
+    if cfg.position == "rotary" and not self.cross:
       positions = jnp.arange(x_BTD.shape[1])[None] if context.positions_BT is None else context.positions_BT
       sin, cos = _by_kind(local, lambda local: rotary_angles(cfg, positions, local))
       q_BTNH, k_BSKH = rotate(q_BTNH, sin, cos), rotate(k_BSKH, sin, cos)
@@ -113,16 +121,26 @@ class Attention(nn.Module):
     k_BSKH = constrain(k_BSKH, "batch", "length", "act_kv_heads", None)
     v_BSKH = constrain(v_BSKH, "batch", "length", "act_kv_heads", None)
     if self.cross:
-      y_BTNH = dot_product_attention(
-          q_BTNH, k_BSKH, v_BSKH, AttentionSpec(causal=False, scale=cfg.attention_scale),
-          segment_ids_BT=context.segment_ids_BT, key_segment_ids_BS=context.encoded_segment_ids_BS,
-          implementation="xla")
+      y_BTNH, cache = self._see_encoded(q_BTNH, k_BSKH, v_BSKH, context, cache, layer)
     else:
       y_BTNH, cache = self._see_itself(q_BTNH, k_BSKH, v_BSKH, context, cache, layer, local)
     y_BTNH = constrain(y_BTNH, "batch", "length", "act_heads", None)
     out = Einsum(cfg, "BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), residual_std(cfg), cfg.out_bias,
                  name="out")
     return out(y_BTNH), cache
+
+  def _see_encoded(self, q_BTNH, k_BSKH, v_BSKH, context, cache, layer):
+    spec = AttentionSpec(causal=False, softcap=self.cfg.attention_softcap, scale=self.cfg.attention_scale)
+    # Without segments of the encoded sequence all of it is seen, whatever the queries'.
+    segment_ids_BT = None if context.encoded_segment_ids_BS is None else context.segment_ids_BT
+    key_positions_BS = None
+    if context.encoded_BSD is None:
+      key_positions_BS = cache.cross.positions
+    elif cache is not None:
+      cache = cache.replace(cross=cache.cross.write(layer, k_BSKH, v_BSKH))
+    return dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, spec, key_positions_BS=key_positions_BS, segment_ids_BT=segment_ids_BT,
+        key_segment_ids_BS=context.encoded_segment_ids_BS, implementation="xla"), cache
 
   def _see_itself(self, q_BTNH, k_BSKH, v_BSKH, context, cache, layer, local):
     cfg = self.cfg
@@ -142,6 +160,12 @@ class Attention(nn.Module):
           segment_ids_BT=context.segment_ids_BT, bias_BNTS=context.bias_BNTS,
           implementation=cfg.attention_impl if cache is None else "xla")
     return _by_kind(local, attend), cache
+
+
+def _query_std(cfg: ModelConfig) -> float:
+  # With cfg.init "fan_in", scores start with unit variance whatever their scale; T5 has none.
+  unit = cfg.init == "normal" or cfg.attention_scale is None
+  return cfg.init_std if unit else cfg.init_std / (cfg.attention_scale * cfg.head_dim ** 0.5)
 
 
 def is_local(cfg: ModelConfig, layer: jax.Array) -> bool | jax.Array:
@@ -232,7 +256,7 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_posit
     slopes = alibi_slopes(N).reshape(K, N // K, 1, 1)
     scores = scores - slopes * jnp.abs(query_at - key_at)[:, None, None].astype(jnp.float32)
   if bias_BNTS is not None:
-    scores = scores + bias_BNTS.reshape(-1, K, N // K, T, S).astype(jnp.float32)
+    scores = scores + bias_BNTS.reshape(bias_BNTS.shape[0], K, N // K, T, S).astype(jnp.float32)
   seen_BTS = seen(spec, query_at, key_at)
   if key_positions is not None:
     seen_BTS &= key_at >= 0
@@ -240,4 +264,4 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_posit
     seen_BTS &= segment_ids[:, :, None] == key_segment_ids[:, None, :]
   scores = jnp.where(seen_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+  return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, v_BSKH.shape[-1])

@@ -3,6 +3,7 @@
 Shapes: B batch, T length, D model width, E embedding width, F MLP width, V vocabulary, N heads, H head width.
 """
 
+import math
 from typing import Any, Callable
 
 from flax import linen as nn
@@ -10,6 +11,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
+import numpy as np
 
 from lmjax.config import ModelConfig
 from lmjax.models.products import einsum
@@ -36,6 +38,12 @@ def residual_std(cfg: ModelConfig) -> float:
   return cfg.init_std / (2 * cfg.num_layers) ** 0.5 if cfg.scale_residual_init else cfg.init_std
 
 
+def initial_std(cfg: ModelConfig, num_inputs: int, std: float | None = None) -> float:
+  """Initial standard deviation of a map that sums `num_inputs` products; `std` None means cfg.init_std (cfg.init)."""
+  std = cfg.init_std if std is None else std
+  return std / num_inputs ** 0.5 if cfg.init == "fan_in" else std
+
+
 class Einsum(nn.Module):
   """A linear map whose equation is its documentation.
 
@@ -44,7 +52,7 @@ class Einsum(nn.Module):
     equation: such as "BTD,DNH->BTNH"; the second operand is the kernel.
     shape: of the kernel.
     axes: logical names of the kernel's dimensions.
-    std: standard deviation of the initial kernel.
+    std: standard deviation of the initial kernel, or with cfg.init "fan_in" of what it makes of unit inputs.
     use_bias: whether something is added to the product.
   """
   cfg: ModelConfig
@@ -57,13 +65,15 @@ class Einsum(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     dtype = jnp.dtype(self.cfg.dtype)
-    kernel = param(self, "kernel", nn.initializers.normal(self.std), self.shape, self.axes)
-    y = checkpoint_name(einsum(self.equation, x.astype(dtype), kernel.astype(dtype)), "product")
-    if not self.use_bias:
-      return y
     operands, output = self.equation.split("->")
     letters = operands.split(",")[1]
     kept = [i for i, letter in enumerate(letters) if letter in output]
+    num_inputs = math.prod(size for i, size in enumerate(self.shape) if i not in kept)
+    init = nn.initializers.normal(initial_std(self.cfg, num_inputs, self.std))
+    kernel = param(self, "kernel", init, self.shape, self.axes)
+    y = checkpoint_name(einsum(self.equation, x.astype(dtype), kernel.astype(dtype)), "product")
+    if not self.use_bias:
+      return y
     bias = param(self, "bias", nn.initializers.zeros, tuple(self.shape[i] for i in kept),
                  tuple(self.axes[i] for i in kept))
     return y + bias.astype(dtype)
@@ -111,15 +121,20 @@ class Embed(nn.Module):
   """Token embeddings, and what is added to them: positions and token types.
 
   Their width may be another than the model's, to which they are then projected (Lan et al. 2019, arXiv 1909.11942).
+
+  Attributes:
+    cfg: the model's settings.
+    table: holds the token embeddings where another part of the model reads them too; None means that this has its own.
   """
   cfg: ModelConfig
+  table: nn.Module | None = None
 
   def setup(self):
     cfg = self.cfg
     init = nn.initializers.normal(cfg.init_std)
     width = cfg.embedding_dim
     axis = "embed" if width == cfg.embed_dim else "embedding"
-    self.embedding = param(self, "embedding", init, (cfg.vocab_size, width), ("vocab", axis))
+    self.embedding = token_table(self) if self.table is None else self.table.embedding
     if cfg.position == "learned":
       rows = cfg.max_positions + cfg.position_offset
       self.position = param(self, "position", init, (rows, width), ("position", axis))
@@ -156,8 +171,26 @@ class Embed(nn.Module):
     return constrain(x, "batch", "length", "act_embed")
 
 
+def token_table(module: nn.Module) -> jax.Array:
+  """Declares the token embeddings of a module, [V, E]."""
+  cfg = module.cfg
+  axis = "embed" if cfg.embedding_dim == cfg.embed_dim else "embedding"
+  return param(module, "embedding", nn.initializers.normal(cfg.init_std), (cfg.vocab_size, cfg.embedding_dim),
+               ("vocab", axis))
+
+
+class TokenTable(nn.Module):
+  """Token embeddings that several parts of a model share."""
+  cfg: ModelConfig
+
+  def setup(self):
+    self.embedding = token_table(self)
+
+
 def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
-  """Sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al. 2017, arXiv 1706.03762, section 3.5).
+  """Sines, then cosines, of wavelengths from 2 pi towards 10000 * 2 pi (Vaswani et al. 2017, arXiv 1706.03762, 3.5).
+
+  The paper has them in turns, which is another order of the same features.
 
   Args:
     positions: [...] integers.
@@ -166,8 +199,8 @@ def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
   Returns:
     [..., dim] float32.
   """
-  rates = 10_000.0 ** (-jnp.arange(dim // 2) / max(dim // 2 - 1, 1))
-  angles = positions[..., None].astype(jnp.float32) * rates
+  rates = 10_000.0 ** (-np.arange(0, dim, 2) / dim)
+  angles = positions[..., None].astype(jnp.float32) * rates.astype(np.float32)
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

@@ -26,7 +26,10 @@ def rotary_angles(cfg: ModelConfig, positions_BT: jax.Array, local: bool = False
   width = int(cfg.head_dim * cfg.rotary_fraction)
   own = local and cfg.local_rope_theta is not None
   theta, scaling = (cfg.local_rope_theta, "none") if own else (cfg.rope_theta, cfg.rope_scaling)
-  rates, factor = _SCALINGS[scaling](cfg, width, theta, positions_BT.shape[1])
+  # The length of a text is told by the furthest position of its row, which is also known when it is decoded one token
+  # at a time, and does not depend on how a batch is split.
+  length = jnp.max(positions_BT, axis=1, initial=0)[:, None, None, None] + 1
+  rates, factor = _SCALINGS[scaling](cfg, width, theta, length)
   angles = positions_BT[..., None, None].astype(jnp.float32) * rates
   return jnp.sin(angles) * factor, jnp.cos(angles) * factor
 
@@ -40,7 +43,8 @@ def rotate(x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
   return jnp.concatenate(turned if rest.shape[-1] else turned[:2], axis=-1).astype(x_BTNH.dtype)
 
 
-def _periods(width: int, theta: float) -> np.ndarray:
+def rotary_periods(width: int, theta: float) -> np.ndarray:
+  """Returns what a position is divided by to get an angle, theta^(0 / width), theta^(2 / width), ..., in float32."""
   # Rounded where Hugging Face rounds, for at far positions the last bit of a rate shows in the logits. NumPy's own
   # float32 powers differ between processors.
   exponents = (np.arange(0, width, 2, dtype=np.float32) / np.float32(width)).astype(np.float64)
@@ -48,24 +52,25 @@ def _periods(width: int, theta: float) -> np.ndarray:
 
 
 def _none(cfg, width, theta, length):
-  return np.float32(1.0) / _periods(width, theta), 1.0
+  return np.float32(1.0) / rotary_periods(width, theta), 1.0
 
 
 def _linear(cfg, width, theta, length):
   """Positions are divided by the factor (Chen et al. 2023, arXiv 2306.15595)."""
-  return np.float32(1.0) / _periods(width, theta) / np.float32(cfg.rope_factor), 1.0
+  return np.float32(1.0) / rotary_periods(width, theta) / np.float32(cfg.rope_factor), 1.0
 
 
 def _dynamic(cfg, width, theta, length):
   """The base grows with the length of the text once that is beyond the original ("NTK-aware", bloc97 2023)."""
   original = cfg.rope_original_positions
-  stretch = cfg.rope_factor * max(length, original) / original - (cfg.rope_factor - 1)
-  return np.float32(1.0) / _periods(width, theta * stretch ** (width / (width - 2))), 1.0
+  stretch = cfg.rope_factor * jnp.maximum(length, original) / original - (cfg.rope_factor - 1)
+  exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+  return 1.0 / (theta * stretch ** (width / (width - 2))) ** exponents, 1.0
 
 
 def _llama3(cfg, width, theta, length):
   """Slow turns are stretched, fast ones are not, and those between in part (Llama 3.1, arXiv 2407.21783)."""
-  rates = np.float32(1.0) / _periods(width, theta)
+  rates = np.float32(1.0) / rotary_periods(width, theta)
   turns = cfg.rope_original_positions * rates / np.float32(2 * math.pi)
   low, high = cfg.rope_low_frequency, cfg.rope_high_frequency
   kept = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
@@ -74,12 +79,13 @@ def _llama3(cfg, width, theta, length):
 
 def _yarn(cfg, width, theta, length):
   """The same with a ramp over dimensions, and sharper scores (Peng et al. 2023, arXiv 2309.00071)."""
-  periods = _periods(width, theta)
+  periods = rotary_periods(width, theta)
   place = lambda turns: width * math.log(cfg.rope_original_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
   first = max(math.floor(place(cfg.rope_high_frequency)), 0)
   last = min(math.ceil(place(cfg.rope_low_frequency)), width - 1)
-  ramp = np.clip((np.arange(width // 2, dtype=np.float32) - first) / np.float32(max(last - first, 0.001)), 0, 1)
-  rates = (1 / (np.float32(cfg.rope_factor) * periods)) * ramp + (1 / periods) * (1 - ramp)
+  ramp = np.clip((np.arange(width // 2, dtype=np.float32) - first) / np.float32(last - first or 0.001), 0, 1)
+  kept = 1 - ramp
+  rates = (1 / (np.float32(cfg.rope_factor) * periods)) * (1 - kept) + (1 / periods) * kept
   factor = cfg.rope_attention_factor or (0.1 * math.log(cfg.rope_factor) + 1 if cfg.rope_factor > 1 else 1.0)
   return rates.astype(np.float32), factor
 

@@ -4,15 +4,20 @@ Shapes: B batch, T length, D model width, E embedding width, V vocabulary.
 """
 
 import dataclasses
+import functools
+from typing import Any, Callable
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from lmjax import partitioning
-from lmjax.config import ModelConfig, UserError, fill_sizes
+from lmjax.config import ModelConfig, fill_sizes
 from lmjax.models.attention import Attention, Context, KVCache
-from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, param
+from lmjax.models.heads import TaskHead
+from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, initial_std, param
+from lmjax.models.moe import ROUTER, Moe
+from lmjax.models.relative import RelativeBias
 from lmjax.partitioning import constrain
 
 
@@ -49,11 +54,17 @@ class Block(nn.Module):
     cfg = self.cfg
     x, cache = carry
     norm = lambda name: Norm(cfg, name=name)
-    mlp, drop = Mlp(cfg, name="mlp"), Dropout(cfg.dropout)
+    drop = Dropout(cfg.dropout)
+    mlp = functools.partial(Moe(cfg, name="mlp"), context=context) if cfg.num_experts else Mlp(cfg, name="mlp")
 
     def attention(h: jax.Array) -> jax.Array:
       nonlocal cache
       y, cache = Attention(cfg, self.causal, name="attention")(h, context, cache, layer)
+      return y
+
+    def cross_attention(h: jax.Array) -> jax.Array:
+      nonlocal cache
+      y, cache = Attention(cfg, causal=False, cross=True, name="cross_attention")(h, context, cache, layer)
       return y
 
     if cfg.block == "parallel":
@@ -64,8 +75,7 @@ class Block(nn.Module):
     else:
       x = self._part(x, "attention", attention, norm, drop)
       if self.cross:
-        cross = Attention(cfg, causal=False, cross=True, name="cross_attention")
-        x = self._part(x, "cross_attention", lambda h: cross(h, context, None, layer)[0], norm, drop)
+        x = self._part(x, "cross_attention", cross_attention, norm, drop)
       x = self._part(x, "mlp", mlp, norm, drop)
     return (constrain(x, "batch", "length", "act_embed"), cache), None
 
@@ -78,47 +88,79 @@ class Block(nn.Module):
 
 
 def stack(cfg: ModelConfig, num_layers: int, causal: bool = True, cross: bool = False) -> nn.Module:
-  """Returns a loop over blocks: (carry, layer numbers, context) -> (carry, None).
+  """Returns a loop over blocks: (carry, layer numbers, context) -> (carry, None)."""
+  return repeat(cfg, Block, num_layers)(cfg, causal, cross)
+
+
+def repeat(cfg: ModelConfig, block: type[nn.Module], num_layers: int) -> Callable[..., nn.Module]:
+  """Makes of a kind of block (carry, its layer's, all layers') -> (carry, result) a loop over blocks.
 
   The parameters of all blocks are stacked on a leading "layers" axis, whether the loop over them is rolled or unrolled
   (cfg.scan_layers), so that a checkpoint serves both; with cfg.share_layers there is one block's.
   """
-  block = Block
   if cfg.remat_policy != "none":
-    block = nn.remat(Block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
-  split = {"variable_broadcast": "params"} if cfg.share_layers else {
-      "variable_axes": {"params": 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
+    block = nn.remat(block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
+  split = {"variable_broadcast": "params", "variable_axes": {ROUTER: 0}} if cfg.share_layers else {
+      "variable_axes": {"params": 0, ROUTER: 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
   return nn.scan(
       block, split_rngs={"params": not cfg.share_layers, "dropout": True}, in_axes=(0, nn.broadcast),
-      length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)(cfg, causal, cross)
+      length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)
 
 
 class Transformer(nn.Module):
-  """One stack of blocks between embeddings and a head: a decoder-only language model, or an encoder."""
+  """One stack of blocks between embeddings and a head: a decoder or an encoder, for tokens or for labels.
+
+  Attributes:
+    cfg: the model's settings.
+    table: holds the token embeddings where the other side of an encoder-decoder reads them too.
+    cross: whether there is cross-attention to what an encoder has made.
+  """
   cfg: ModelConfig
+  table: nn.Module | None = None
+  cross: bool = False
 
   def setup(self):
     cfg = self.cfg
-    self.embed = Embed(cfg)
+    causal = cfg.architecture == "decoder"
+    self.embed = Embed(cfg, self.table)
     self.embed_dropout = Dropout(cfg.dropout)
-    self.layers = stack(cfg, cfg.num_layers, causal=cfg.architecture == "decoder")
+    if cfg.position == "relative":
+      self.relative = RelativeBias(cfg, bidirectional=not causal)
+    self.layers = stack(cfg, cfg.num_layers, causal, self.cross)
     if cfg.block != "post":
       self.final_norm = Norm(cfg)
-    if cfg.head_transform:
-      self.head_transform = HeadTransform(cfg)
-    if not cfg.tie_embeddings or cfg.head_bias:
-      self.head = Head(cfg)
+    if cfg.head in ("lm", "pretraining"):
+      if cfg.head_transform:
+        self.head_transform = HeadTransform(cfg)
+      if not cfg.tie_embeddings or cfg.head_bias:
+        self.head = Head(cfg)
+    if cfg.head != "lm":
+      # Each has its own name, so that a checkpoint says what its parameters are for.
+      self.task_head = TaskHead(cfg, name=f"{cfg.head}_head")
 
   def features(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
                segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None,
-               cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
+               cache: KVCache | None = None, encoded_BSD: jax.Array | None = None,
+               encoded_segment_ids_BS: jax.Array | None = None) -> tuple[jax.Array, KVCache | None]:
     """Returns x_BTD, what the head reads, and the cache with this call's keys and values."""
     if cache is not None:
       cache = cache.extend(positions_BT)
+    if (self.cfg.position_offset and self.cfg.architecture == "encoder" and positions_BT is None
+        and segment_ids_BT is not None):
+      # Tables with rows before the first position number the real tokens; padding is at the row before that.
+      real_BT = segment_ids_BT > 0
+      positions_BT = jnp.where(real_BT, jnp.cumsum(real_BT, axis=1), 0) - 1
     x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT, token_types_BT))
-    (x_BTD, cache), _ = self.layers(
-        (x_BTD, cache), jnp.arange(self.cfg.num_layers), Context(positions_BT, segment_ids_BT))
+    context = Context(positions_BT, segment_ids_BT, self._bias(tokens_BT, positions_BT, cache), encoded_BSD,
+                      encoded_segment_ids_BS)
+    (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(self.cfg.num_layers), context)
     return (x_BTD if self.cfg.block == "post" else self.final_norm(x_BTD)), cache
+
+  def _bias(self, tokens_BT, positions_BT, cache) -> jax.Array | None:
+    if self.cfg.position != "relative":
+      return None
+    positions = jnp.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
+    return self.relative(positions, positions if cache is None else cache.positions)
 
   def output_embedding(self) -> jax.Array:
     """Returns the output projection w_VD."""
@@ -129,16 +171,30 @@ class Transformer(nn.Module):
     return self._transformed(self.features(*args, **kwargs)[0]), self.output_embedding()
 
   def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
-               segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None) -> jax.Array:
-    """Returns logits_BTV in float32.
+               segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None) -> Any:
+    """Returns what the head makes, in float32: logits_BTV, or what `heads.TaskHead` says.
+
+    The pretraining head makes a pair: logits_BTV, and the sentences'.
 
     Args:
-      tokens_BT: integer tokens.
+      tokens_BT: integer tokens. For the choice head all arguments may be [B, choices, T], and the logits are then
+        [B, choices].
       positions_BT: positions in the document; None means 0, 1, 2, ...
       segment_ids_BT: attention stays within equal ids, which count from 1; 0 is padding. None means one document a row.
       token_types_BT: rows of the token type embedding; None means type 0.
     """
-    return self.logits(self.features(tokens_BT, positions_BT, segment_ids_BT, token_types_BT)[0])
+    *rows, length = tokens_BT.shape
+    if self.cfg.head == "choice":
+      flat = lambda x: None if x is None else x.reshape(-1, length)
+      tokens_BT, positions_BT, segment_ids_BT, token_types_BT = map(
+          flat, (tokens_BT, positions_BT, segment_ids_BT, token_types_BT))
+    x_BTD = self.features(tokens_BT, positions_BT, segment_ids_BT, token_types_BT)[0]
+    if self.cfg.head == "lm":
+      return self.logits(x_BTD)
+    made = self.task_head(x_BTD, segment_ids_BT)
+    if self.cfg.head == "pretraining":
+      return self.logits(x_BTD), made
+    return made.reshape(rows) if self.cfg.head == "choice" else made
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Projects features to logits_BTV in float32."""
@@ -157,7 +213,14 @@ class Transformer(nn.Module):
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 
   def _transformed(self, x_BTD: jax.Array) -> jax.Array:
-    return self.head_transform(x_BTD) if self.cfg.head_transform else x_BTD
+    if self.cfg.head_transform:
+      x_BTD = self.head_transform(x_BTD)
+    return x_BTD * jnp.asarray(self.cfg.embed_dim ** -0.5, x_BTD.dtype) if self.cfg.scale_logits else x_BTD
+
+  @property
+  def dummy_inputs(self) -> tuple[jax.Array, ...]:
+    """Smallest inputs that make all parameters."""
+    return (jnp.zeros((1, 2), jnp.int32),)
 
 
 class HeadTransform(nn.Module):
@@ -181,13 +244,13 @@ class Head(nn.Module):
     cfg = self.cfg
     width = cfg.embedding_dim if cfg.head_transform else cfg.embed_dim
     if not cfg.tie_embeddings:
-      self.kernel = param(self, "kernel", nn.initializers.normal(cfg.init_std), (cfg.vocab_size, width),
+      self.kernel = param(self, "kernel", nn.initializers.normal(initial_std(cfg, width)), (cfg.vocab_size, width),
                           ("vocab", "embed" if width == cfg.embed_dim else "embedding"))
     if cfg.head_bias:
       self.bias = param(self, "bias", nn.initializers.zeros, (cfg.vocab_size,), ("vocab",))
 
 
-def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
+def make_model(cfg: ModelConfig, platform: str | None = None) -> nn.Module:
   """Returns the model of a config whose sizes are resolved.
 
   Args:
@@ -195,18 +258,18 @@ def make_model(cfg: ModelConfig, platform: str | None = None) -> Transformer:
     platform: "cpu", "gpu" or "tpu", which decides what dtype "auto" is; None means that of the mesh in use.
   """
   cfg = fill_sizes(cfg)
-  for name, done in (("architecture", ("decoder", "encoder")), ("head", ("lm",))):
-    if getattr(cfg, name) not in done:
-      raise UserError(f"config.model.{name} is {getattr(cfg, name)!r}, which is not supported yet; use "
-                      f"{' or '.join(done)}.")
-  if cfg.position == "relative":
-    raise UserError("config.model.position is 'relative', which is not supported yet; use another, such as rotary.")
   if cfg.dtype == "auto":
     platform = platform or partitioning.platform()
     cfg = dataclasses.replace(cfg, dtype="float32" if platform == "cpu" else "bfloat16")
+  if cfg.architecture == "encoder_decoder":
+    from lmjax.models.encoder_decoder import EncoderDecoder  # Is made of what stands here.
+    return EncoderDecoder(cfg)
+  if cfg.architecture == "xlnet":
+    from lmjax.models.xlnet import XLNet  # Which is made of parts of this file.
+    return XLNet(cfg)
   return Transformer(cfg)
 
 
-def init_params(model: Transformer, key: jax.Array) -> dict:
+def init_params(model: nn.Module, key: jax.Array) -> dict:
   """Returns initial parameters, each boxed with the names of its axes."""
-  return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+  return model.init(key, *model.dummy_inputs)["params"]

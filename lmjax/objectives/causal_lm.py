@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from lmjax.config import ObjectiveConfig
+from lmjax.models.moe import ROUTER, router_sums
 from lmjax.objectives.cross_entropy import LossOptions, cross_entropy
 
 
@@ -28,10 +29,16 @@ def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveCon
     rngs: keys by name; a "dropout" key turns dropout on.
 
   Returns:
-    The sum to differentiate, and sums to report, of which `weight` is what to divide by.
+    The sum to differentiate, and sums to report, of which `weight` is what to divide by; with experts, those of
+    `moe.router_sums` too, without the weights that they have in the first sum.
   """
-  x_BTD, w_VD = model.apply(
-      {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"), rngs=rngs,
-      method="features_and_output")
   options = LossOptions(cfg.z_loss, cfg.label_smoothing, model.cfg.logit_softcap, cfg.loss_chunk)
-  return cross_entropy(x_BTD, w_VD, batch["targets"], batch["weights"], options)
+  (x_BTD, w_VD), reported = model.apply(
+      {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"), rngs=rngs,
+      method="features_and_output", mutable=[ROUTER])
+  total, sums = cross_entropy(x_BTD, w_VD, batch["targets"], batch["weights"], options)
+  if model.cfg.num_experts:
+    routing = router_sums(reported[ROUTER], batch["weights"])
+    total += cfg.router_balance * routing["router_balance"] + cfg.router_z_loss * routing["router_z_loss"]
+    sums |= routing
+  return total, sums

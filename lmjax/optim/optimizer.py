@@ -46,8 +46,8 @@ def make_optimizer(cfg: OptimConfig, axes: Any) -> Optimizer:
   lr_factors = policy_factors("learning_rate_policy", cfg.learning_rate_policy, axes)
   wd_factors = policy_factors("weight_decay_policy", cfg.weight_decay_policy, axes)
   if cfg.name == "muon":
-    lr_factors = jax.tree.map(lambda factor, names: factor if is_hidden_matrix(names) else
-                              factor * cfg.adam_learning_rate_ratio, lr_factors, axes)
+    lr_factors = jax.tree.map(lambda factor, hidden: factor if hidden else factor * cfg.adam_learning_rate_ratio,
+                              lr_factors, hidden_matrices(axes))
 
   def transform(hparams: dict) -> optax.GradientTransformationExtraArgs:
     lr, decay = hparams["learning_rate"], hparams["weight_decay"]
@@ -107,7 +107,7 @@ def policy_factors(setting: str, policy: tuple, axes: Any) -> Any:
   Raises:
     UserError: for a pattern that matches no parameter.
   """
-  name = lambda path: "/".join(key.key for key in path)
+  name = lambda path: "/".join(_keys(path))
   names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_names)]
   for pattern, _ in policy:
     if not any(re.search(pattern, n) for n in names):
@@ -117,9 +117,15 @@ def policy_factors(setting: str, policy: tuple, axes: Any) -> Any:
   return jax.tree_util.tree_map_with_path(first, axes, is_leaf=_is_names)
 
 
-def is_hidden_matrix(names: tuple[str, ...]) -> bool:
-  """Is this a matrix inside a block, by its axes? Muon is for these."""
-  return names[0] == "layers" and "embed" in names and len(names) > 2
+def hidden_matrices(axes: Any) -> Any:
+  """Returns which parameters are matrices inside a block, one for each layer or one for all: Muon is for these."""
+  def is_hidden(path, names):
+    return "layers" in _keys(path) and "embed" in names and len(set(names) - {"layers"}) > 1
+  return jax.tree_util.tree_map_with_path(is_hidden, axes, is_leaf=_is_names)
+
+
+def _keys(path: tuple) -> list[str]:
+  return [key.key for key in path]
 
 
 def _no_state(params: Any) -> optax.OptState:
@@ -140,16 +146,17 @@ def _muon(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
   # Jordan et al. 2024 for matrices, Adam with Nesterov's look-ahead for the rest. Updates scaled by
   # 0.2 * sqrt(max(rows, columns)) have the RMS of Adam's, so that learning rate and decay carry over from it
   # (Liu et al. 2025, arXiv 2502.16982, section 2.2).
-  def dimensions(names):
-    if not is_hidden_matrix(names):
+  def dimensions(hidden, names):
+    if not hidden:
       return None
-    rest = tuple(i for i in range(1, len(names)) if names[i] != "embed")
-    embed = (names.index("embed"),)
-    reduced, kept = (embed, rest) if names[1] == "embed" else (rest, embed)
+    # Layers, and in them experts, have a matrix each.
+    matrix = [i for i, name in enumerate(names) if name not in ("layers", "expert")]
+    rest, embed = tuple(i for i in matrix if names[i] != "embed"), (names.index("embed"),)
+    reduced, kept = (embed, rest) if matrix[0] == embed[0] else (rest, embed)
     return contrib.MuonDimensionNumbers(reduced, kept)
 
   # A learning rate of -1 undoes optax's sign, so that what comes out is a direction to go against.
-  dims = jax.tree.map(dimensions, axes, is_leaf=_is_names)
+  dims = jax.tree.map(dimensions, hidden_matrices(axes), axes)
   return contrib.muon(-1.0, beta=cfg.momentum, adam_b1=cfg.beta1, adam_b2=cfg.beta2, eps=cfg.eps, consistent_rms=0.2,
                       muon_weight_dimension_numbers=dims)
 

@@ -163,8 +163,8 @@ class Letters:
   """A tokenizer whose tokens are letters; 0 ends a text."""
   eos_id, size = 0, 128
 
-  def encode(self, text):
-    return [ord(c) for c in text]
+  def encode(self, text, add_special_tokens=False):
+    return [ord(c) for c in text] + [0] * add_special_tokens
 
   def decode(self, tokens):
     return "".join(map(chr, tokens))
@@ -175,9 +175,10 @@ def model(monkeypatch):
   calls = []
 
   def generate(model, params, prompts, **options):
-    calls.append((model, params, prompts, options))
+    calls.append((model.cfg.architecture, params, prompts, options))
     return [[ord("x")]] * len(prompts)
-  monkeypatch.setattr(lmjax, "load", lambda path: ("model", f"params of {path}"), raising=False)
+  loaded = types.SimpleNamespace(cfg=types.SimpleNamespace(architecture="decoder"))
+  monkeypatch.setattr(lmjax, "load", lambda path: (loaded, f"params of {path}"), raising=False)
   monkeypatch.setattr(lmjax, "load_tokenizer", lambda path: Letters(), raising=False)
   monkeypatch.setattr(lmjax, "generate", generate, raising=False)
   return calls
@@ -185,9 +186,9 @@ def model(monkeypatch):
 
 def test_generate(model, capsys):
   assert cli.run(["generate", "w", "--prompt=ab", "--top_k=5", "--temperature=0.5", "--seed=7"]) == 0
-  assert model == [("model", "params of w", [[97, 98]], {
+  assert model == [("decoder", "params of w", [[97, 98]], {
       "max_new_tokens": 128, "temperature": 0.5, "top_k": 5, "top_p": 1.0, "seed": 7, "eos_id": 0,
-      "vocab_size": 128})]
+      "vocab_size": 128, "decoder_start_token_id": None})]
   assert capsys.readouterr().out == "abx\n"
 
 

@@ -42,9 +42,10 @@ def told(call, *args, **kwargs):
     ("gpt2", dict(tie_word_embeddings=False), "has no tensor lm_head.weight"),
     ("gpt2_untied_inner", dict(tie_word_embeddings=True), "lm_head.weight that differs from transformer.wte.weight"),
     ("llama", dict(pretraining_tp=2), "pretraining_tp = 2, which lmjax does not do; it does 1 only"),
-    ("llama", dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling.type = 'linear', which lmjax"),
-    ("llama", dict(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0}),
-     "rope_parameters.rope_type = 'llama3', which lmjax does not do; it does 'default' only"),
+    ("llama", dict(rope_parameters=None, rope_scaling={"type": "su", "factor": 2.0}),
+     "rope_scaling.type = 'su', which lmjax does not do; it does default, linear, dynamic, yarn, llama3."),
+    ("llama", dict(rope_parameters={"rope_type": "longrope", "rope_theta": 5e5, "factor": 32.0}),
+     "rope_parameters.rope_type = 'longrope', which lmjax does not do; it does default, linear,"),
     ("llama", dict(rope_parameters={"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}),
      "rope_parameters.partial_rotary_factor = 0.5, which lmjax does not know"),
     ("llama", dict(rope_theta=1e4), "rope_theta = 10000.0 but rope_parameters.rope_theta = 500000.0; make them equal"),
@@ -86,7 +87,7 @@ def test_files_that_are_missing_or_damaged(copy_of):
   path.unlink()
   assert "has a config.json but no model.safetensors" in told(lmjax.load, folder)
   (folder / "pytorch_model.bin").write_bytes(b"anything")
-  assert "pytorch_model.bin, a pickle that lmjax does not read" in told(lmjax.load, folder)
+  assert "pytorch_model.bin is not a whole file of torch" in told(lmjax.load, folder)
   (folder / "config.json").write_text("{")
   assert "config.json is not JSON" in told(lmjax.load, folder)
   (folder / "config.json").write_text("[]")

@@ -1,7 +1,7 @@
 """Tests of the tables: layouts against matrices written by hand, and that each setting has its place."""
 
 import dataclasses
-import re
+import itertools
 
 from flax import linen as nn
 import flax.traverse_util
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax import config as config_lib
 from lmjax.config import ModelConfig, UserError
 from lmjax.convert import gpt2, hf_config
 from lmjax.convert.family import Field, Key
@@ -41,19 +42,46 @@ def test_a_fused_tensor_falls_into_its_parts():
   assert key.names(CFG) == {(): "qkv"} and key.shape(CFG) == (2, 18)
 
 
+def models_of(family):
+  """Yields the letters' sizes, each another where it can be, and small models with all that a family may have."""
+  read = {field.ours for field in family.fields}
+  own = {name: size for name, size in dict(
+      embedding_dim=3, token_types=8, num_experts=10, experts_per_token=1, expert_dim=11, shared_expert_dim=12).items()
+      if name in read}
+  sizes = {"D": 2, "O": 2, "E": own.get("embedding_dim", 2), "N": 2, "K": 2, "H": 4, "F": 4, "V": 5, "L": 9, "U": 8,
+           "P": 6 + family.fixed.get("position_offset", 0), "B": 32, "X": 10, "M": 11, "S": 12, "1": 1, "2": 2}
+  sized = dict(num_kv_heads=2, num_layers=7, head_dim=4, num_labels=9, **own)
+  for flags in itertools.product((True, False), repeat=2):
+    free = dict(zip(("use_bias", "gated_mlp"), flags), tie_embeddings=flags[0])
+    for architecture in family.architectures.values():
+      settings = {**free, **family.fixed, **architecture, **sized}
+      yield sizes, config_lib.fill_sizes(dataclasses.replace(CFG, mlp_dim=4, **settings))
+
+
+def shapes_of(cfg):
+  shapes = nn.unbox(jax.eval_shape(lambda: init_params(make_model(cfg), jax.random.key(0))))
+  return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_keys_cover_the_model_with_axes_of_its_shapes(family):
-  for biases in (True, False):
-    settings = {**family.fixed, "use_bias": family.fixed.get("use_bias", biases), "tie_embeddings": biases}
-    cfg = dataclasses.replace(CFG, **{**settings, "num_kv_heads": 2, "num_layers": 7, "head_dim": 4})
-    model = make_model(cfg)
-    shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))  # noqa: B023
-    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
-    sizes = dict(D=2, N=2, K=2, H=4, F=4, V=5, P=6)
-    mapped = {path: (7,) * ("{layer}" in key.theirs) + tuple(sizes[letter] for letter in key.axes)
-              for key in family.keys for path in key.paths}
-    assert {path: shape for path, shape in mapped.items() if path in shapes} == shapes
-    assert all(re.search("bias|head", path) for path in mapped.keys() - shapes.keys())
+  for sizes, cfg in models_of(family):
+    shapes = shapes_of(cfg)
+    stacked = lambda key: (7,) * ("{layer}" in key.theirs) + (10,) * ("{expert}" in key.theirs)
+    mapped = [(path, stacked(key) + tuple(sizes[letter] for letter in key.axes))
+              for key in family.keys if key.exists(cfg, shapes) for path in key.paths]
+    assert dict(mapped) == shapes and len(mapped) == len(shapes)
+
+
+def test_no_key_is_of_no_model():
+  """Families share lists of keys, of which each uses those that it needs."""
+  used, declared = set(), set()
+  for family in FAMILIES.values():
+    declared |= {*family.keys}
+    for _, cfg in models_of(family):
+      shapes = shapes_of(cfg)
+      used |= {key for key in family.keys if key.exists(cfg, shapes)}
+  assert used == declared
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -94,8 +122,8 @@ def test_training_settings_do_not_stand_in_the_way(settings, family):
 
 
 @pytest.mark.parametrize("base, change, told", [
-    (LLAMA_LIKE, dict(qk_norm="head"), "llama would need another config.model.qk_norm than 'head'"),
-    (LLAMA_LIKE, dict(attention_window=8), "llama would need another config.model.attention_window than 8"),
+    (LLAMA_LIKE, dict(qk_norm="all"), "llama would need another config.model.qk_norm than 'all'"),
+    (GPT2_LIKE, dict(attention_window=8), "gpt2 would need another config.model.attention_window than 8"),
     (LLAMA_LIKE, dict(logit_softcap=30.0), "config.model.logit_softcap than 30.0"),
     (LLAMA_LIKE, dict(attention_softcap=50.0), "config.model.attention_softcap than 50.0"),
     (LLAMA_LIKE, dict(scale_embeddings=True), "config.model.scale_embeddings than True"),
@@ -112,3 +140,5 @@ def test_what_no_family_expresses_is_named(base, change, told):
   with pytest.raises(UserError) as error:
     hf_config.to_hf(ModelConfig(**{**base, **change}))
   assert str(error.value).startswith("No Hugging Face family") and told in str(error.value)
+  # The two nearest are named, not all.
+  assert str(error.value).count("would need another") == 2

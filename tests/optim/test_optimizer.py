@@ -2,13 +2,17 @@
 
 import dataclasses
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from lmjax.config import OptimConfig, UserError
+from lmjax import partitioning
+from lmjax.config import OptimConfig, UserError, base_config, from_config_dict, resolve_model
+from lmjax.models import families
+from lmjax.models.transformer import init_params, make_model
 from lmjax.optim.optimizer import make_optimizer, mean_and_clip, policy_factors
 
 AXES = {"embed": {"embedding": ("vocab", "embed")},
@@ -100,6 +104,47 @@ def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adam():
     assert singular.max() < 1.3 and np.median(singular) > 0.6
   # Adam with Nesterov's look-ahead: its first step is (1 + beta1 (1 - beta1) / (1 - beta1^2)) times the sign.
   np.testing.assert_allclose(np.abs(change["embed"]["embedding"]), 0.5 * (1 + 0.9 * 0.1 / 0.19), rtol=1e-3)
+
+
+def test_muon_takes_a_matrix_that_all_layers_share_and_that_of_each_expert():
+  axes = {"encoder": {"layers": {"mlp": {"up": {"kernel": ("embed", "mlp"), "bias": ("mlp",)},
+                                         "down": {"bias": ("embed",)}}}},
+          "layers": {"mlp": {"up": {"kernel": ("layers", "expert", "embed", "mlp")},
+                             "down": {"kernel": ("layers", "expert", "mlp", "embed")}}},
+          "pooler": {"kernel": ("embed", "pooled")}}
+  sizes = {"layers": 2, "expert": 3, "embed": 8, "mlp": 16, "pooled": 8}
+  is_names = lambda x: isinstance(x, tuple)
+  keys = iter(jax.random.split(jax.random.key(1), 6))
+  p = jax.tree.map(lambda names: jax.random.normal(next(keys), [sizes[n] for n in names]), axes, is_leaf=is_names)
+  optimizer = make_optimizer(OptimConfig(name="muon", adam_learning_rate_ratio=0.0), axes)
+  after, _ = optimizer.update(p, optimizer.init(p), p, hparams(1.0), None)
+  change = jax.tree.map(lambda a, b: np.asarray(b - a), after, p)
+  shared, experts = change["encoder"]["layers"]["mlp"], change["layers"]["mlp"]
+  matrices = [shared["up"]["kernel"], *experts["up"]["kernel"].reshape(6, 8, 16),
+              *experts["down"]["kernel"].reshape(6, 16, 8)]
+  for matrix in matrices:
+    singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * 16 ** 0.5)
+    assert (singular > 0.6).all() and (singular < 1.3).all()
+  rest = (change["pooler"], shared["down"], shared["up"]["bias"])
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(rest))  # Left to Adam, here at a rate of 0.
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon", "schedule_free", "sophia"])
+def test_every_optimizer_takes_layers_that_share_their_parameters(name):
+  config = base_config()
+  config.train.num_steps = 1
+  config.model.update(families.albert())
+  model = make_model(resolve_model(from_config_dict(config), families.albert()["vocab_size"]).model)
+  boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  optimizer = make_optimizer(OptimConfig(name=name), partitioning.logical_axes(boxed))
+
+  def update(p):
+    loss = lambda q: sum(jnp.sum(x ** 2) for x in jax.tree.leaves(q))
+    return optimizer.update(p, optimizer.init(p), p, hparams(), loss)
+  p = nn.unbox(boxed)
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  after, _ = jax.eval_shape(update, p)
+  assert shapes(after) == shapes(p)
 
 
 def test_clipping_keeps_direction_and_reports_the_norm_before():

@@ -1,0 +1,87 @@
+"""Every family at its debug size: it trains, goes on exactly from a checkpoint, and transformers computes what it does."""
+
+import json
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lmjax
+from lmjax import train
+from lmjax.commands.experiment import apply_overrides, load_experiment
+from lmjax.config import from_config_dict
+from lmjax.models import families
+from lmjax.objectives import causal_lm
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SETTINGS = ("train.num_steps=5", "train.sample_length=0", "optim.warmup_steps=1", "checkpoint.every_steps=3",
+            "checkpoint.keep_last=2", "eval.num_batches=1", "eval.final_num_batches=1", "tracking.tensorboard=false")
+# transformers has no model with these options.
+OURS_ALONE = ("gpt3", "transformer")
+
+
+def loss_of_outputs(model, params, batch, cfg, rngs=None):
+  """An objective for models whose own is not asked about here: every output towards a target of its own."""
+  outputs = model.apply({"params": params}, *inputs_of(model, batch["inputs"]))
+  total = sum(jnp.sum(jnp.mean(jnp.square(x - jnp.cos(jnp.arange(x.shape[-1]))), axis=tuple(range(1, x.ndim))))
+              for x in jax.tree.leaves(outputs))
+  weight = jnp.float32(len(batch["inputs"]))
+  return total, {"loss": total, "accuracy": 0 * total, "weight": weight}
+
+
+def inputs_of(model, tokens):
+  return (tokens[:, :40], tokens[:, 40:]) if model.cfg.architecture == "encoder_decoder" else (tokens,)
+
+
+@pytest.fixture
+def run(texts, debug, monkeypatch):
+  """Returns a function from a family and a workdir to what training there ends with."""
+  def run(family, workdir):
+    config = load_experiment(f"{debug.removeprefix('--config=')}:{family}")
+    apply_overrides(config, [*SETTINGS, f"data.source={texts}/notes/*.txt"])
+    config = from_config_dict(config)
+    if (config.model.architecture, config.model.head) != ("decoder", "lm"):
+      monkeypatch.setattr(train, "check_objective", lambda config: None)
+      monkeypatch.setitem(train.OBJECTIVES, "causal_lm", types.SimpleNamespace(
+          loss=loss_of_outputs, make_example=causal_lm.make_example))
+    return train.train_and_evaluate(config, str(workdir))
+  return run
+
+
+@pytest.mark.parametrize("family", families.PRESETS)
+def test_it_trains_goes_on_exactly_and_goes_out(family, run, tmp_path):
+  whole = run(family, tmp_path / "whole")
+  assert whole["status"] == "finished" and np.isfinite(whole["train_loss"]) and np.isfinite(whole["eval_loss"])
+
+  broken = tmp_path / "broken"
+  shutil.copytree(tmp_path / "whole", broken)
+  shutil.rmtree(broken / "checkpoints" / "5")
+  (broken / "result.json").unlink()
+  again = run(family, broken)
+  assert (again["params_sha256"], again["train_loss"]) == (whole["params_sha256"], whole["train_loss"])
+
+  if family in OURS_ALONE:
+    return
+  model, params = lmjax.load(broken)
+  lmjax.save_hf(model, params, tmp_path / "out")
+  tokens = np.random.default_rng(0).integers(3, 257, (2, 64))  # Without any that is padding somewhere.
+  expected = outputs_of_transformers(tmp_path / "out", [torch.tensor(x) for x in inputs_of(model, tokens)])
+  got = jax.tree.leaves(model.apply({"params": params}, *inputs_of(model, tokens)))
+  assert len(got) == len(expected)
+  for one, other in zip(got, expected):
+    scale = max(1.0, np.abs(other).max())
+    np.testing.assert_allclose(one, other.reshape(one.shape), rtol=0, atol=1e-4 * scale)
+
+
+def outputs_of_transformers(folder, inputs):
+  """Returns the logits of the class that a folder's config.json names."""
+  kind = json.loads((folder / "config.json").read_text())["architectures"][0]
+  model = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager").eval()
+  with torch.no_grad():
+    out = model(inputs[0], decoder_input_ids=inputs[1]) if len(inputs) == 2 else model(inputs[0])
+  return [value.numpy() for name, value in out.items() if "logits" in name]
