@@ -183,7 +183,7 @@ def _check_model(model: Any, seq_len: int) -> None:
                     "config.model.max_positions; shorten the one or raise the other.")
 
 
-# What an encoder-decoder and XLNet have in one form only, and what XLNet alone has, with the value that switches it off.
+# What encoder-decoders and XLNet have in one form only, and what XLNet alone has, with the value that switches it off.
 _ENCODER_DECODER = {"head": "lm", "num_experts": 0, "attention_window": None, "attention_pattern": (), "token_types": 0}
 _XLNET = {"block": "post", "position": "relative", "qk_norm": "none", "attention_window": None, "attention_pattern": (),
           "attention_softcap": None, "logit_softcap": None, "token_types": 0, "head_transform": False,

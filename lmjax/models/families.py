@@ -291,11 +291,11 @@ flan_t5 = t5_1_1
 
 
 def bart(size: str = "base") -> dict:
-  """BART: learned positions, a norm after the embeddings and after each part, GELU, biases."""
+  """BART: learned positions, a norm after the embeddings and after each part, GELU, biases, that of the logits too."""
   num_layers, embed_dim, num_heads = _pick("BART", _BART_SIZES, size)
   return dict(_two_sided(num_layers, embed_dim, num_heads, embed_dim // num_heads, 4 * embed_dim), vocab_size=50265,
               max_positions=1024, position_offset=2, block="post", norm="layernorm", position="learned",
-              embedding_norm=True, activation="gelu")
+              embedding_norm=True, activation="gelu", head_bias=True)
 
 
 def _t5(num_layers: int, embed_dim: int, num_heads: int, head_dim: int, mlp_dim: int) -> dict:

@@ -154,7 +154,8 @@ def inside(model, params, monkeypatch):
 
   def note(next_fun, args, kwargs, context):
     out = next_fun(*args, **kwargs)
-    if isinstance(context.module, Block) and context.method_name == "__call__" and not isinstance(out[0][0], jax.core.Tracer):
+    is_block = isinstance(context.module, Block) and context.method_name == "__call__"
+    if is_block and not isinstance(out[0][0], jax.core.Tracer):
       states.append(out[0][0])
     return out
   monkeypatch.setattr(attention, "dot_product_attention", spy)

@@ -1,4 +1,4 @@
-"""Fifty steps from the same weights on the same batches: lmjax's compiled step and transformers on torch, loss by loss."""
+"""Fifty steps from the same weights on the same batches: the compiled step and transformers on torch, loss by loss."""
 
 import types
 

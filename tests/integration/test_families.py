@@ -1,4 +1,4 @@
-"""Every family at its debug size: it trains, goes on exactly from a checkpoint, and transformers computes what it does."""
+"""Every family at its debug size: it trains, goes on exactly from a checkpoint, and transformers computes the same."""
 
 import json
 import shutil

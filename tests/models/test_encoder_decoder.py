@@ -250,7 +250,7 @@ def shapes_of(preset):
     (families.t5_1_1("small"), 76_961_152), (families.flan_t5("base"), 247_577_856),
     (families.t5_1_1("large"), 783_150_080), (families.t5_1_1("XL"), 2_849_757_184),
     (families.t5_1_1("XXL"), 11_135_332_352),
-    (families.bart("base"), 139_420_416), (families.bart("large"), 406_291_456)])
+    (families.bart("base"), 139_420_416 + 50_265), (families.bart("large"), 406_291_456 + 50_265)])  # With logits' bias.
 def test_presets_have_the_released_sizes(preset, count):
   assert metrics.count_params(shapes_of(preset)[1]) == count
 
@@ -280,14 +280,14 @@ def test_flops_are_six_for_each_weight_a_token_meets_and_those_of_attention(pres
 def test_embeddings_of_both_sides_are_counted_apart():
   shapes = shapes_of(families.bart("base"))[1]
   tables = 50265 * 768 + 2 * (1026 * 768 + 2 * 768)  # With the norms of the embeddings.
-  assert metrics.count_non_embedding(shapes) == 139_420_416 - tables
+  assert metrics.count_non_embedding(shapes) == 139_420_416 + 50265 - tables
 
 
 @pytest.mark.parametrize("changes, told", [
     (dict(relative_max_distance=16), "relative_max_distance is 16, but the first 16 distances have buckets"),
     (dict(relative_buckets=7), "relative_buckets is 7, but it must be even"),
-    (dict(attention_window=4), "attention_window is 4, which config.model.architecture encoder_decoder does not do; set "
-     "it to None"),
+    (dict(attention_window=4), "attention_window is 4, which config.model.architecture encoder_decoder does not do; "
+     "set it to None"),
     (dict(attention_window=4, attention_pattern=("local",)), "encoder_decoder does not do; set it to None"),
     (dict(attention_pattern=("global",)), "attention_pattern is ('global',), which"),
     (dict(head="sequence"), "head is 'sequence', which config.model.architecture encoder_decoder does not do; set it "
