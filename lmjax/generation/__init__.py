@@ -74,8 +74,8 @@ def _check(cfg, prompts, max_new_tokens, temperature, top_k, top_p, start_id) ->
                     "encoder_decoder with head lm makes text.")
   reads = cfg.architecture == "encoder_decoder"
   if reads and (start_id is None or not 0 <= start_id < cfg.vocab_size):
-    raise UserError(f"decoder_start_token_id is {start_id}, but the text of an encoder_decoder begins with a token from "
-                    f"0 to {cfg.vocab_size - 1}; a Hugging Face folder tells it in config.json.")
+    raise UserError(f"decoder_start_token_id is {start_id}, but the text of an encoder_decoder begins with a token "
+                    f"from 0 to {cfg.vocab_size - 1}; a Hugging Face folder tells it in config.json.")
   if not prompts or not all(len(prompt) for prompt in prompts):
     raise UserError("A prompt is empty; give at least one token, such as the end-of-text token.")
   largest = max(max(prompt) for prompt in prompts)

@@ -154,8 +154,8 @@ def test_the_chunked_loss_is_that_of_the_logits(name):
 @pytest.mark.parametrize("changes", [dict(scan_layers=False, remat_policy="none"), dict(remat_policy="full")])
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_loops_and_rematerialisation_change_no_gradient(name, changes):
-  def grads(**changes):
-    model, params = make({**VARIANTS[name], **changes})
+  def grads(**changes):  # The loss of features and a projection knows no bias of logits.
+    model, params = make({**VARIANTS[name], "head_bias": False, **changes})
     return jax.jit(jax.grad(loss_of(model, *texts())))(params)
   plain = grads()
   for path, x in jax.tree_util.tree_leaves_with_path(plain):
@@ -286,8 +286,8 @@ def test_embeddings_of_both_sides_are_counted_apart():
 @pytest.mark.parametrize("changes, told", [
     (dict(relative_max_distance=16), "relative_max_distance is 16, but the first 16 distances have buckets"),
     (dict(relative_buckets=7), "relative_buckets is 7, but it must be even"),
-    (dict(attention_window=4), "attention_window is 4, which config.model.architecture encoder_decoder does not do; set "
-     "it to None"),
+    (dict(attention_window=4), "attention_window is 4, which config.model.architecture encoder_decoder does not do; "
+     "set it to None"),
     (dict(attention_window=4, attention_pattern=("local",)), "encoder_decoder does not do; set it to None"),
     (dict(attention_pattern=("global",)), "attention_pattern is ('global',), which"),
     (dict(head="sequence"), "head is 'sequence', which config.model.architecture encoder_decoder does not do; set it "
@@ -307,6 +307,14 @@ def test_a_causal_objective_refuses_an_encoder_decoder():
   config.model.update(families.t5("small"))
   with pytest.raises(UserError, match="predicts each token from those before it, but config.model.architecture is "
                                       "encoder_decoder; set it to decoder"):
+    check_objective(from_config_dict(config))
+
+
+def test_a_causal_objective_refuses_a_bias_of_logits():
+  config = base_config()
+  config.train.num_steps = 1
+  config.model.head_bias = True
+  with pytest.raises(UserError, match="config.model.head_bias is True, but the loss of causal_lm"):
     check_objective(from_config_dict(config))
 
 
