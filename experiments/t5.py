@@ -7,10 +7,11 @@ Span corruption, which T5 learns by, is not among the objectives yet: `lmjax tra
 `lmjax data`, and a model that is converted from or to Hugging Face's.
 
 Hardware: base keeps 1.8 GB of parameters and gradients in float32, 11B some 90 GB (Adafactor's moments are small):
-fsdp, which this file turns on, divides that by the number of devices. Batch, length and schedule follow Raffel et al. 2019
-(arXiv 1910.10683, section 3.1): 2^19 steps of 128 texts of 512 tokens, a learning rate of 1 / sqrt(max(step, 10^4)),
-which is level for ten thousand steps before it falls (here it rises to there instead), and Adafactor, whose steps are
-relative to the parameters. The vocabulary has 32,000 pieces and 100 sentinels; the one trained here has the pieces.
+fsdp, which this file turns on, divides that by the number of devices. Batch, length and schedule follow Raffel et al.
+2019 (arXiv 1910.10683, section 3.1): 2^19 steps of 128 texts of 512 tokens, Adafactor, whose steps are relative to the
+parameters, and a learning rate of 1 / sqrt(max(step, 10^4)), which is level for ten thousand steps before it falls
+(here it rises to that level instead). The vocabulary has 32,000 pieces and 100 sentinels; the one trained here has the
+pieces.
 How long it takes and what it reaches has not been measured.
 """
 

@@ -4,7 +4,7 @@
 
 Pairs of a text and its translation, which it learns from, are not among the objectives yet: `lmjax train` refuses this
 file. So far it serves `lmjax data`, which reads the text of both languages, and a model that is converted from or to
-Hugging Face's (Marian's; it has biases of attention too: `--config.model.qkv_bias=True --config.model.out_bias=True`).
+Hugging Face's Marian, which has biases of attention too: `--config.model.qkv_bias=True --config.model.out_bias=True`.
 
 Hardware: base keeps 1 GB of parameters, gradients and Adam's moments in float32, big 3.4 GB. Batch and schedule follow
 sections 5.1 to 5.4 of the paper: 25,000 tokens of each side a step, 100,000 steps (big 300,000), Adam with betas 0.9

@@ -135,6 +135,9 @@ def check_objective(config: Any) -> None:
     if objective == "causal_lm" and getattr(model, name) != needed:
       raise UserError(f"config.objective.name is {objective}, which predicts each token from those before it, but "
                       f"config.model.{name} is {getattr(model, name)}; set it to {needed}, or another objective.")
+  if objective == "causal_lm" and model.head_bias:
+    raise UserError("config.model.head_bias is True, but the loss of causal_lm, which never holds all logits, adds no "
+                    "bias to them; set it to False.")
 
 
 def _check_model(model: Any, seq_len: int) -> None:
@@ -183,7 +186,7 @@ def _check_model(model: Any, seq_len: int) -> None:
                     "config.model.max_positions; shorten the one or raise the other.")
 
 
-# What encoder-decoders and XLNet have in one form only, and what XLNet alone has, with the value that switches it off.
+# What an encoder-decoder and XLNet have in one form only, and what XLNet alone has, with the value that is off.
 _ENCODER_DECODER = {"head": "lm", "num_experts": 0, "attention_window": None, "attention_pattern": (), "token_types": 0}
 _XLNET = {"block": "post", "position": "relative", "qk_norm": "none", "attention_window": None, "attention_pattern": (),
           "attention_softcap": None, "logit_softcap": None, "token_types": 0, "head_transform": False,

@@ -154,9 +154,8 @@ def inside(model, params, monkeypatch):
 
   def note(next_fun, args, kwargs, context):
     out = next_fun(*args, **kwargs)
-    is_block = isinstance(context.module, Block) and context.method_name == "__call__"
-    if is_block and not isinstance(out[0][0], jax.core.Tracer):
-      states.append(out[0][0])
+    if isinstance(context.module, Block) and context.method_name == "__call__":
+      states.extend(x for x in out[0][:1] if not isinstance(x, jax.core.Tracer))
     return out
   monkeypatch.setattr(attention, "dot_product_attention", spy)
   with jax.disable_jit(), nn.intercept_methods(note):

@@ -154,8 +154,8 @@ def test_the_chunked_loss_is_that_of_the_logits(name):
 @pytest.mark.parametrize("changes", [dict(scan_layers=False, remat_policy="none"), dict(remat_policy="full")])
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_loops_and_rematerialisation_change_no_gradient(name, changes):
-  def grads(**changes):
-    model, params = make({**VARIANTS[name], **changes})
+  def grads(**changes):  # The loss of features and a projection knows no bias of logits.
+    model, params = make({**VARIANTS[name], "head_bias": False, **changes})
     return jax.jit(jax.grad(loss_of(model, *texts())))(params)
   plain = grads()
   for path, x in jax.tree_util.tree_leaves_with_path(plain):
@@ -250,7 +250,7 @@ def shapes_of(preset):
     (families.t5_1_1("small"), 76_961_152), (families.flan_t5("base"), 247_577_856),
     (families.t5_1_1("large"), 783_150_080), (families.t5_1_1("XL"), 2_849_757_184),
     (families.t5_1_1("XXL"), 11_135_332_352),
-    (families.bart("base"), 139_420_416 + 50_265), (families.bart("large"), 406_291_456 + 50_265)])  # With logits' bias.
+    (families.bart("base"), 139_420_416 + 50_265), (families.bart("large"), 406_291_456 + 50_265)])  # And biases.
 def test_presets_have_the_released_sizes(preset, count):
   assert metrics.count_params(shapes_of(preset)[1]) == count
 
@@ -307,6 +307,14 @@ def test_a_causal_objective_refuses_an_encoder_decoder():
   config.model.update(families.t5("small"))
   with pytest.raises(UserError, match="predicts each token from those before it, but config.model.architecture is "
                                       "encoder_decoder; set it to decoder"):
+    check_objective(from_config_dict(config))
+
+
+def test_a_causal_objective_refuses_a_bias_of_logits():
+  config = base_config()
+  config.train.num_steps = 1
+  config.model.head_bias = True
+  with pytest.raises(UserError, match="config.model.head_bias is True, but the loss of causal_lm"):
     check_objective(from_config_dict(config))
 
 
