@@ -1,0 +1,52 @@
+"""Every experiment file makes a config that is right, at every size, and says in its docstring how it is run."""
+
+import importlib.util
+import inspect
+import pathlib
+
+from flax import linen as nn
+import jax
+import pytest
+
+from lmjax import metrics
+from lmjax.config import from_config_dict, resolve_model
+from lmjax.models import families
+from lmjax.models.transformer import init_params, make_model
+
+SIZES = {
+    "gpt2": "124M 355M 774M 1.5B", "llama": "2-7B 2-13B 2-70B 3-8B 3-70B 3.2-1B 3.2-3B", "mixtral": "8x7B 8x22B",
+    "bert": "base large", "electra": "small base large", "t5": "small base large 3B 11B 1.1-small 1.1-XXL",
+    "transformer": "base big", "xlnet": "base large", "debug": "gemma t5"}
+FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "experiments").glob("*.py"))
+
+
+def module_of(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_an_experiment_builds_and_says_how_it_is_run(path):
+  module = module_of(path)
+  assert f"--config=experiments/{path.name}" in module.__doc__ and "Hardware:" in module.__doc__
+  sizes = SIZES.get(path.stem, "").split()
+  assert len(inspect.signature(module.get_config).parameters) == bool(sizes)
+  for arguments in [(), *((size,) for size in sizes)]:
+    config = from_config_dict(module.get_config(*arguments))
+    config = resolve_model(config, config.model.vocab_size or 256)
+    shapes = nn.unbox(jax.eval_shape(lambda: init_params(make_model(config.model), jax.random.key(0))))  # noqa: B023
+    assert metrics.count_params(shapes) > 1e5
+
+
+@pytest.mark.parametrize("family", families.PRESETS)
+def test_a_debug_size_keeps_the_options_of_its_family(family):
+  preset, small = families.preset(family), families.debug(families.preset(family))
+  sizes = {"num_layers", "num_decoder_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim",
+           "embedding_dim", "vocab_size", "max_positions", "attention_window", "attention_pattern", "num_experts",
+           "experts_per_token", "expert_dim", "shared_expert_dim"}
+  assert {name: value for name, value in small.items() if name not in sizes} == {
+      name: value for name, value in preset.items() if name not in sizes}
+  sizes -= {"vocab_size", "embedding_dim"}
+  assert all(bool(small[name]) == bool(preset[name]) for name in sizes & preset.keys())

@@ -1,0 +1,22 @@
+"""What the README shows of the code is the code."""
+
+import pathlib
+import re
+
+from lmjax.models import families
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_a_family_is_shown_as_it_was_added():
+  preset, table = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+  assert table == (ROOT / "lmjax/convert/olmo2.py").read_text()
+  source = (ROOT / "lmjax/models/families.py").read_text()
+  assert all(part.strip() in source for part in preset.split("\n\n\n"))
+  assert "def olmo2(" in preset and len((preset + table).splitlines()) < 60
+
+
+def test_every_preset_and_experiment_is_named():
+  assert not [name for name in families.PRESETS if f"`{name}`" not in README]
+  assert not [path.name for path in (ROOT / "experiments").glob("*.py") if path.name not in README]
