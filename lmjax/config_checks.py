@@ -98,6 +98,9 @@ def check_combinations(config: Any) -> None:
       raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
   _check_model(config.model, config.data.seq_len)
   _check_architecture(config.model)
+  if config.objective.mask_random + config.objective.mask_same > 1:
+    raise UserError(f"config.objective.mask_random is {config.objective.mask_random} and mask_same "
+                    f"{config.objective.mask_same}, but they are shares of the hidden tokens; together at most 1.")
   _check_optim(config.optim)
   train, data, mesh = config.train, config.data, config.mesh
   if train.batch_size % train.grad_accum_steps:
@@ -125,19 +128,26 @@ def check_combinations(config: Any) -> None:
       raise UserError(f"config.mesh.{axis} is 0, but it must be -1 or at least 1.")
 
 
+# What each objective does, and the architecture and head of the model that it trains.
+_TRAINED = {
+    "causal_lm": ("predicts each token from those before it", "decoder", "lm"),
+    "masked_lm": ("tells hidden tokens from those on both sides", "encoder", "lm"),
+}
+
+
 def check_objective(config: Any) -> None:
   """Raises a UserError where the objective trains another kind of model than the one a `lmjax.config.Config` has.
 
   This is about training and its loss: a converted model has a config too, with an objective that nobody has chosen.
   """
-  model, objective = config.model, config.objective.name
-  for name, needed in (("architecture", "decoder"), ("head", "lm")):
-    if objective == "causal_lm" and getattr(model, name) != needed:
-      raise UserError(f"config.objective.name is {objective}, which predicts each token from those before it, but "
-                      f"config.model.{name} is {getattr(model, name)}; set it to {needed}, or another objective.")
-  if objective == "causal_lm" and model.head_bias:
-    raise UserError("config.model.head_bias is True, but the loss of causal_lm, which never holds all logits, adds no "
-                    "bias to them; set it to False.")
+  model, objective = config.model, config.objective
+  does, architecture, head = _TRAINED[objective.name]
+  if objective.name == "masked_lm" and objective.sentence_pairs != "none":
+    head = "pretraining"
+  for name, needed in (("architecture", architecture), ("head", head)):
+    if getattr(model, name) != needed:
+      raise UserError(f"config.objective.name is {objective.name}, which {does}, but config.model.{name} is "
+                      f"{getattr(model, name)}; set it to {needed}, or another objective.")
 
 
 def _check_model(model: Any, seq_len: int) -> None:

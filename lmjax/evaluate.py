@@ -8,12 +8,11 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from lmjax import checkpoint, metrics, partitioning
+from lmjax import checkpoint, metrics, objectives, partitioning
 from lmjax import config as config_lib
 from lmjax.config import Config, MeshConfig
 from lmjax.config_checks import UserError, check_objective, nearest
 from lmjax.models.transformer import init_params, make_model
-from lmjax.objectives import OBJECTIVES
 
 
 class Evaluator:
@@ -33,16 +32,18 @@ class Evaluator:
     """
     for name, token_set in self._data.eval_sets.items():
       sums = self._over(params, token_set, num_batches)
-      for key, value in metrics.evaluation(sums, token_set.num_tokens / token_set.num_bytes).items():
+      whole = self._config.objective.name == "causal_lm"  # Others leave some of the text out of their loss.
+      per_byte = token_set.num_tokens / token_set.num_bytes if whole else None
+      for key, value in metrics.evaluation(sums, per_byte).items():
         yield f"{name}/{key}", value
 
   def _over(self, params: Any, token_set: Any, num_batches: int | None) -> dict[str, np.ndarray]:
     from lmjax.data import pipeline  # Imports grain, which training on other batches does without.
     config = self._config
     size = config_lib.eval_batch_size(config)
-    batches = pipeline.eval_batches(
-        token_set, config, batch_size=size, num_batches=num_batches, make_example=self._objective.make_example,
-        rows=partitioning.process_rows(self._mesh, size))
+    make_example = objectives.host_function(config, self._data.tokenizer, token_set)
+    batches = pipeline.eval_batches(token_set, config, batch_size=size, num_batches=num_batches,
+                                    make_example=make_example, rows=partitioning.process_rows(self._mesh, size))
     total = None
     with partitioning.use_mesh(self._mesh):
       for batch in batches:
@@ -73,7 +74,7 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
   tokenizer = epath.Path(workdir) / "tokenizer.json"
   if tokenizer.exists():  # The one the model knows, whatever has become of the text it was trained on.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(tokenizer)))
-  data = pipeline.open_data(config)
+  data = pipeline.open_data(config, *objectives.text_needs(config))
   for name in sets or ():
     if name not in data.eval_sets:
       raise UserError(f"{workdir} has no evaluation set {name!r}{nearest(name, data.eval_sets)}")
@@ -88,7 +89,7 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),
                         partitioning.param_shardings(mesh, boxed))
   params = checkpoint.restore_params(workdir, shapes, step, prefer_ema=config.eval.use_ema)
-  return dict(Evaluator(model, OBJECTIVES[config.objective.name], config, mesh, data)(params, None))
+  return dict(Evaluator(model, objectives.OBJECTIVES[config.objective.name], config, mesh, data)(params, None))
 
 
 def read_config(workdir: str) -> Config:

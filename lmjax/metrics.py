@@ -120,28 +120,35 @@ def peak_flops(devices: list[jax.Device]) -> float | None:
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:
-  """Divides weighted sums by their `weight`; returns host floats."""
-  weight = float(sums["weight"])
-  return {name: float(value) / weight if weight else math.nan for name, value in sums.items() if name != "weight"}
+  """Divides weighted sums by their weights; returns host floats.
+
+  `TERM_NAME` is divided by `TERM_weight` where there is one, and all else by `weight`.
+  """
+  return {name: float(value) / weight if (weight := float(weight_of(sums, name))) else math.nan
+          for name, value in sums.items() if not name.endswith("weight")}
 
 
-def evaluation(sums: Mapping[str, Any], tokens_per_byte: float) -> dict[str, float]:
+def weight_of(sums: Mapping[str, Any], name: str) -> Any:
+  """Returns the weight that a sum is to be divided by."""
+  return sums.get(f"{name.split('_')[0]}_weight", sums["weight"])
+
+
+def evaluation(sums: Mapping[str, Any], tokens_per_byte: float | None) -> dict[str, float]:
   """Returns what an evaluation reports, from the sums over a set.
 
   Bits per byte is loss / ln 2 times the set's tokens per byte of UTF-8 text: what an ideal coder driven by the model
   would spend on the text, end-of-document tokens included. It does not depend on the tokenizer.
 
   Args:
-    sums: `loss` (nats), `accuracy` and `weight` summed over tokens.
-    tokens_per_byte: of the whole set.
+    sums: `loss` (nats), `accuracy` and `weight` summed over tokens, and those of other terms.
+    tokens_per_byte: of the whole set; None where the loss is not the cost of all of the text.
   """
   mean = means(sums)
-  return {
-      "loss": mean["loss"],
-      "perplexity": float(np.exp(min(mean["loss"], 700.0))),
-      "bits_per_byte": mean["loss"] / math.log(2) * tokens_per_byte,
-      "accuracy": mean["accuracy"],
-  }
+  values = {"loss": mean["loss"], "perplexity": float(np.exp(min(mean["loss"], 700.0)))}
+  if tokens_per_byte is not None:
+    values["bits_per_byte"] = mean["loss"] / math.log(2) * tokens_per_byte
+  of_terms = {name: value for name, value in mean.items() if f"{name.split('_')[0]}_weight" in sums}
+  return {**values, "accuracy": mean["accuracy"], **of_terms}
 
 
 def digest(params: Any) -> str:

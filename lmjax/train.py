@@ -18,14 +18,13 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax import checkpoint, evaluate, memory, metrics, partitioning, resume
+from lmjax import checkpoint, evaluate, memory, metrics, objectives, partitioning, resume
 from lmjax import config as config_lib
 from lmjax import workdir as workdir_lib
 from lmjax.config import Config, UserError
 from lmjax.config_checks import Refused, check_objective
 from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
-from lmjax.objectives import OBJECTIVES
 from lmjax.optim.optimizer import Optimizer, make_optimizer, mean_and_clip
 from lmjax.optim.schedules import make_schedule
 from lmjax.tracking import Tracker
@@ -103,7 +102,7 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   of_params = partitioning.param_shardings(mesh, boxed)
   shardings = partitioning.like_params(mesh, shapes, shapes.params, of_params)
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-  return Setup(config, mesh, model, OBJECTIVES[config.objective.name], optimizer, start, shapes)
+  return Setup(config, mesh, model, objectives.OBJECTIVES[config.objective.name], optimizer, start, shapes)
 
 
 def init_state(setup: Setup) -> TrainState:
@@ -132,6 +131,7 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, dict[str, j
 
 def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hparams: dict[str, jax.Array]):
   cfg = setup.config
+  batch = objectives.balance(setup.objective, batch, cfg.objective)
   key = jax.random.fold_in(jax.random.key(hparams["seed"]), state.step)
 
   def loss_fn(params, microbatch, index):
@@ -141,7 +141,8 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
   grads, sums = _sum_of_grads(loss_fn, state.params, batch, cfg.train.grad_accum_steps, setup.state_shardings.params)
   weight = jnp.maximum(sums["weight"], 1e-9)
   grads, grad_norm = mean_and_clip(grads, weight, cfg.optim.clip_norm)
-  out = {name: value / weight for name, value in sums.items() if name != "weight"}
+  out = {name: value / jnp.maximum(metrics.weight_of(sums, name), 1e-9) for name, value in sums.items()
+         if not name.endswith("weight")}
   ok, spike, flags = _accept(cfg, state.spike, out["loss"], grad_norm)
 
   def mean_loss(params):
@@ -245,7 +246,7 @@ def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
   goes_on = checkpoint.latest_step(workdir) is not None
   if goes_on:
     resume.check_before_data(workdir, config)
-  data = pipeline.open_data(config)
+  data = pipeline.open_data(config, *objectives.text_needs(config))
   config = config_lib.resolve_durations(
       config_lib.resolve_model(config, data.tokenizer.size), data.train.num_examples * config.data.seq_len)
   if goes_on:
@@ -313,9 +314,9 @@ class _Loop:
   def _batches(self, first: int) -> Iterator[dict[str, jax.Array]]:
     from lmjax.data import pipeline
     mesh, size = self.setup.mesh, self.config.train.batch_size
-    batches = pipeline.train_batches(
-        self.data, self.config, start_step=first, make_example=self.setup.objective.make_example,
-        rows=partitioning.process_rows(mesh, size))
+    make_example = objectives.host_function(self.config, self.data.tokenizer, self.data.train)
+    batches = pipeline.train_batches(self.data, self.config, start_step=first, make_example=make_example,
+                                     rows=partitioning.process_rows(mesh, size))
     return (partitioning.global_batch(mesh, batch, size) for batch in batches)
 
   def _hparams(self, step: int) -> dict[str, np.ndarray]:
@@ -395,7 +396,7 @@ class _Loop:
     model = self.setup.config.model
     room = model.max_positions - len(prompt) if model.position == "learned" else train.sample_length
     length = min(train.sample_length, room)
-    if length < 1 or jax.process_count() > 1:
+    if length < 1 or jax.process_count() > 1 or (model.architecture, model.head) != ("decoder", "lm"):
       return
     from lmjax.generation import generate
     tokens = generate(self.setup.model, params, [prompt], max_new_tokens=length,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmjax import config as config_lib
-from lmjax import evaluate, partitioning, train
+from lmjax import evaluate, objectives, partitioning, train
 from lmjax.config import MeshConfig, UserError
 from lmjax.data import pipeline
 
@@ -39,7 +39,7 @@ def evaluated(run, mesh, num_batches=None, batch_size=None):
     config = dataclasses.replace(config, eval=group)
   num_devices = math.prod(size for size in (mesh.data, mesh.fsdp))
   mesh = partitioning.make_mesh(mesh, jax.devices()[:num_devices])
-  objective = train.OBJECTIVES["causal_lm"]
+  objective = objectives.OBJECTIVES["causal_lm"]
   return dict(evaluate.Evaluator(model, objective, config, mesh, data)(params, num_batches))
 
 

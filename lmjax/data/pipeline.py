@@ -87,17 +87,23 @@ class Data:
   eval_sets: dict[str, TokenSet]
 
 
-def open_data(config: Config) -> Data:
+def open_data(config: Config, text_len: int | None = None, special_tokens: Sequence[str] = ()) -> Data:
   """Prepares all data of a config: what is not in the cache is read and tokenised, with a progress bar.
 
   Evaluation sets are named as in `config.eval.sets`. `validation` is what the source holds out; for a mixture it is one
   set a source, `validation/NAME`. `NAME=SOURCE` is the training split of that source with nothing held out.
 
+  Args:
+    config: the experiment.
+    text_len: tokens of text in an example that the objective gets; None means data.seq_len.
+    special_tokens: which the tokenizer is to have, by the names that `Tokenizer.add_special` takes.
+
   Raises:
     UserError: where a source, the tokenizer or an evaluation set is missing, broken or empty.
   """
   sources = [open_source(spec, config.data) for spec in split_sources(config.data.source) or [""]]
-  prepare = _Preparer(config.data, sources)
+  prepare = _Preparer(config.data, sources, text_len or config.data.seq_len)
+  prepare.tokenizer.add_special(special_tokens)
   train = prepare.token_set("train", sources, "train")
   sets = {}
   for entry in config.eval.sets:
@@ -180,39 +186,42 @@ def eval_batches(token_set: TokenSet, config: Config, *, batch_size: int, num_ba
            for name, values in made.items()}
 
 
-def describe(config: Config) -> dict[str, Any]:
+def describe(config: Config, text_len: int | None = None, special_tokens: Sequence[str] = ()) -> dict[str, Any]:
   """Prepares the data of a config and describes it.
+
+  Args:
+    config, text_len, special_tokens: as `open_data` takes them.
 
   Returns:
     A nested dict of names and figures: the tokenizer, steps of an epoch, and for each set its tokens, documents, UTF-8
     bytes, bytes a token, examples and share of padding; and the beginning of the training text, decoded.
   """
-  data = open_data(config)
-  seq_len = config.data.seq_len
+  data = open_data(config, text_len, special_tokens)
+  text_len = text_len or config.data.seq_len
   first = data.train.parts[0].store.tokens[:200]
   return {
       "tokenizer": {"name": config.data.tokenizer, "size": data.tokenizer.size,
                     "end of document": data.tokenizer.eos_id},
       "steps per epoch": data.train.num_examples / config.train.batch_size,
-      **{token_set.name: _figures(token_set, seq_len) for token_set in
+      **{token_set.name: _figures(token_set, text_len) for token_set in
          {"train": data.train, **data.eval_sets}.values()},
       "first training text": data.tokenizer.decode(first)[:200],
   }
 
 
-def _figures(token_set: TokenSet, seq_len: int) -> dict[str, Any]:
+def _figures(token_set: TokenSet, text_len: int) -> dict[str, Any]:
   return {
       "tokens": token_set.num_tokens, "documents": token_set.num_documents, "bytes": token_set.num_bytes,
       "bytes per token": token_set.num_bytes / token_set.num_tokens, "examples": token_set.num_examples,
-      "share of padding": 1 - token_set.num_tokens / (token_set.num_examples * seq_len),
+      "share of padding": 1 - token_set.num_tokens / (token_set.num_examples * text_len),
   }
 
 
 class _Preparer:
   """Makes token sets by the settings of a config, all with one tokenizer."""
 
-  def __init__(self, config: DataConfig, sources: Sequence[Source]):
-    self._config = config
+  def __init__(self, config: DataConfig, sources: Sequence[Source], text_len: int):
+    self._config, self._text_len = config, text_len
     self._cache_dir = pathlib.Path(config.cache_dir).expanduser() if config.cache_dir else cache_dir()
     self.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_vocab_size, sources, self._cache_dir)
 
@@ -222,8 +231,8 @@ class _Preparer:
 
   def _pack(self, store: TokenStore) -> Concat | BestFit:
     if self._config.packing == "best_fit":
-      return BestFit(store, self._config.seq_len, self.tokenizer.eos_id)
-    return Concat(store, self._config.seq_len, self.tokenizer.eos_id, self._config.document_mask)
+      return BestFit(store, self._text_len, self.tokenizer.eos_id)
+    return Concat(store, self._text_len, self.tokenizer.eos_id, self._config.document_mask)
 
 
 def _eval_sets(entry: str, config: DataConfig, sources: Sequence[Source], train: TokenSet,

@@ -1,6 +1,7 @@
 """Turns text into tokens and back. Every tokenizer is a `tokenizers.Tokenizer`, whether built in, trained or loaded."""
 
 import functools
+import json
 import os
 import pathlib
 from typing import Any, Iterable, Sequence
@@ -17,6 +18,9 @@ EOS = "<|endoftext|>"
 _EOS_NAMES = (EOS, "</s>", "<eos>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "<|eos|>",
               "<EOS>", "[EOS]", "<|im_end|>", "[SEP]")
 
+# What the special tokens that objectives need are called; one that is missing is added by its first name.
+_NAMES = {"mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>", "<cls>"), "sep": ("[SEP]", "</s>", "<sep>")}
+
 # How text is split before merging, after GPT-2 and its successors: a word takes along the one character before it (a
 # space, a dot, an underscore, an opening bracket); digits come in threes; punctuation takes along the line end and the
 # indentation that follow, so that Python's line structure costs few tokens.
@@ -30,7 +34,7 @@ class Tokenizer:
   Attributes:
     size: number of token ids, the largest id plus one.
     eos_id: id of the token that ends a document.
-    fingerprint: changes when any id could.
+    fingerprint: changes when an id of a text could.
   """
 
   def __init__(self, backend: Any):
@@ -45,11 +49,49 @@ class Tokenizer:
     backend.encode_special_tokens = True
     self._backend = backend
     vocab = backend.get_vocab(with_added_tokens=True)
-    self.size = max(vocab.values()) + 1
     names = [name for name in _EOS_NAMES if name in vocab]
     if not names:
       raise UserError(f"The tokenizer has no token that ends a document; it needs one of {', '.join(_EOS_NAMES)}.")
     self.eos_id = vocab[names[0]]
+
+  @property
+  def size(self) -> int:
+    return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+  def add_special(self, names: Iterable[str]) -> dict[str, int]:
+    """Returns the ids of special tokens, after adding those that are missing behind all others.
+
+    Args:
+      names: mask, cls, sep, or the token itself, such as <extra_id_0>.
+    """
+    ids = {}
+    for name in names:
+      known = _NAMES.get(name, (name,))
+      vocab = self._backend.get_vocab(with_added_tokens=True)
+      if not any(token in vocab for token in known):
+        self._backend.add_special_tokens([known[0]])
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+      ids[name] = next(vocab[token] for token in known if token in vocab)
+    return ids
+
+  def special_ids(self) -> list[int]:
+    """Returns the ids that no text has."""
+    return sorted(id for id, token in self._backend.get_added_tokens_decoder().items() if token.special)
+
+  def word_flags(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns [size] booleans: whether a token may go on with the word before it, and whether its word may go on.
+
+    Two tokens are of one word where both hold. Word pieces say so by "##" and sentence pieces by the lack of "▁"; of
+    byte-level tokens it is those that meet in a letter or a digit.
+    """
+    tokens = [self._backend.id_to_token(i) or "" for i in range(self.size)]
+    marked = [("##", True)] if any(token.startswith("##") for token in tokens) else (
+        [("▁", False)] if any(token.startswith("▁") for token in tokens) else [])
+    for mark, goes_on in marked:
+      return np.array([token.startswith(mark) == goes_on for token in tokens]), np.ones(self.size, bool)
+    texts = [self._backend.decode([i], skip_special_tokens=True) for i in range(self.size)]
+    inside = lambda text, place: bool(text) and text[place].isalnum()
+    return np.array([inside(text, 0) for text in texts]), np.array([inside(text, -1) for text in texts])
 
   @classmethod
   def from_file(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -105,7 +147,10 @@ class Tokenizer:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    return digest(self._backend.to_str())
+    # No text becomes a special token but the one that ends it, so that adding others changes no id.
+    made = json.loads(self._backend.to_str())
+    made["added_tokens"] = [token for token in made["added_tokens"] if not token["special"]]
+    return digest(json.dumps(made, sort_keys=True), self.eos_id)
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -70,8 +70,8 @@ class EncoderDecoder(nn.Module):
   def features_and_output(
       self, encoder_tokens_BS: jax.Array, decoder_tokens_BT: jax.Array, encoder_positions_BS: jax.Array | None = None,
       encoder_segment_ids_BS: jax.Array | None = None, decoder_positions_BT: jax.Array | None = None,
-      decoder_segment_ids_BT: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns x_BTD and w_VD, for a loss that never holds all logits; takes what `__call__` does."""
+      decoder_segment_ids_BT: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns what `Transformer.features_and_output` does of the decoder, and takes what `__call__` does."""
     encoded_BSD = self.encode(encoder_tokens_BS, encoder_positions_BS, encoder_segment_ids_BS)
     return self.decoder.features_and_output(
         decoder_tokens_BT, decoder_positions_BT, decoder_segment_ids_BT, encoded_BSD=encoded_BSD,

@@ -166,9 +166,19 @@ class Transformer(nn.Module):
     """Returns the output projection w_VD."""
     return self.embed.embedding if self.cfg.tie_embeddings else self.head.kernel
 
-  def features_and_output(self, *args, **kwargs) -> tuple[jax.Array, jax.Array]:
-    """Returns x_BTD and w_VD, for a loss that never holds all logits."""
-    return self._transformed(self.features(*args, **kwargs)[0]), self.output_embedding()
+  def features_and_output(self, *args, **kwargs) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns x_BTD, w_VD and bias_V, or None for no bias, for a loss that never holds all logits."""
+    return self._output(self.features(*args, **kwargs)[0])
+
+  def masked_outputs(self, tokens_BT: jax.Array, places_BP: jax.Array, segment_ids_BT: jax.Array | None = None,
+                     token_types_BT: jax.Array | None = None) -> tuple[tuple, jax.Array | None]:
+    """Returns the same of the tokens at some places, and the logits of a pair of sentences where the head has them."""
+    x_BTD = self.features(tokens_BT, None, segment_ids_BT, token_types_BT)[0]
+    made = self.task_head(x_BTD, segment_ids_BT) if self.cfg.head == "pretraining" else None
+    return self._output(jnp.take_along_axis(x_BTD, places_BP[..., None], axis=1)), made
+
+  def _output(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    return self._transformed(x_BTD), self.output_embedding(), self.head.bias if self.cfg.head_bias else None
 
   def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
                segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None) -> Any:

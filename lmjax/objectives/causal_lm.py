@@ -7,12 +7,13 @@ import numpy as np
 
 from lmjax.config import ObjectiveConfig
 from lmjax.models.moe import ROUTER, router_sums
-from lmjax.objectives.cross_entropy import LossOptions, cross_entropy
+from lmjax.objectives.cross_entropy import cross_entropy, loss_options
+from lmjax.objectives.recipe import Recipe
 
 
-def make_example(example: dict[str, np.ndarray], key: tuple[int, int]) -> dict[str, np.ndarray]:
+def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: Recipe) -> dict[str, np.ndarray]:
   """Returns a packed example as it is: its targets are already the tokens after its inputs."""
-  del key  # Nothing is drawn.
+  del key, recipe  # Nothing is drawn.
   return example
 
 
@@ -32,11 +33,10 @@ def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveCon
     The sum to differentiate, and sums to report, of which `weight` is what to divide by; with experts, those of
     `moe.router_sums` too, without the weights that they have in the first sum.
   """
-  options = LossOptions(cfg.z_loss, cfg.label_smoothing, model.cfg.logit_softcap, cfg.loss_chunk)
-  (x_BTD, w_VD), reported = model.apply(
+  (x_BTD, w_VD, bias_V), reported = model.apply(
       {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"), rngs=rngs,
       method="features_and_output", mutable=[ROUTER])
-  total, sums = cross_entropy(x_BTD, w_VD, batch["targets"], batch["weights"], options)
+  total, sums = cross_entropy(x_BTD, w_VD, batch["targets"], batch["weights"], loss_options(cfg, model.cfg), bias_V)
   if model.cfg.num_experts:
     routing = router_sums(reported[ROUTER], batch["weights"])
     total += cfg.router_balance * routing["router_balance"] + cfg.router_z_loss * routing["router_z_loss"]

@@ -12,6 +12,7 @@ import typing
 import jax
 import jax.numpy as jnp
 
+from lmjax.config import ModelConfig, ObjectiveConfig
 from lmjax.models.products import transposed
 from lmjax.partitioning import batch_ways, constrain, platform
 
@@ -34,8 +35,14 @@ class LossOptions(typing.NamedTuple):
   chunk: int | None = None
 
 
+def loss_options(cfg: ObjectiveConfig, model: ModelConfig) -> LossOptions:
+  """Returns the options that a config asks for."""
+  return LossOptions(cfg.z_loss, cfg.label_smoothing, model.logit_softcap, cfg.loss_chunk)
+
+
 def cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
-                  options: LossOptions = LossOptions()) -> tuple[jax.Array, dict[str, jax.Array]]:
+                  options: LossOptions = LossOptions(),
+                  bias_V: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted sum of the loss over all positions.
 
   Args:
@@ -44,36 +51,37 @@ def cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weig
     targets_BT: integer targets.
     weights_BT: float32 weight of each position; 0 leaves it out.
     options: see LossOptions.
+    bias_V: added to the logits; None adds none.
 
   Returns:
     The sum that is differentiated, with smoothing and z-loss, and a dict of sums that are not: `loss` (plain negative
     log-likelihood, nats), `z_loss`, `accuracy`, `weight`.
   """
-  total, (nll, z, correct) = _sums(x_BTD, w_VD, targets_BT, weights_BT, options)
+  total, (nll, z, correct) = _sums(x_BTD, w_VD, bias_V, targets_BT, weights_BT, options)
   return total, {"loss": nll, "z_loss": z, "accuracy": correct, "weight": jnp.sum(weights_BT)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _sums(x, w, targets, weights, options):
-  return _over_chunks(x, w, targets, weights, options, with_grads=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _sums(x, w, bias, targets, weights, options):
+  return _over_chunks(x, w, bias, targets, weights, options, with_grads=False)[0]
 
 
-def _sums_fwd(x, w, targets, weights, options):
-  sums, dx, dw = _over_chunks(x, w, targets, weights, options, with_grads=True)
-  return sums, (dx, constrain(jnp.sum(dw, 0).T, "vocab", "embed").astype(w.dtype))
+def _sums_fwd(x, w, bias, targets, weights, options):
+  sums, dx, (dw, db) = _over_chunks(x, w, bias, targets, weights, options, with_grads=True)
+  dw = constrain(jnp.sum(dw, 0).T, "vocab", "embed").astype(w.dtype)
+  return sums, (dx, dw, None if bias is None else db.astype(bias.dtype))
 
 
 def _sums_bwd(options, residuals, cotangents):
-  dx, dw = residuals
-  scale = cotangents[0]
-  return (dx * scale.astype(dx.dtype)), (dw * scale.astype(dw.dtype)), None, None
+  scaled = jax.tree.map(lambda grad: grad * cotangents[0].astype(grad.dtype), residuals)
+  return *scaled, None, None
 
 
 _sums.defvjp(_sums_fwd, _sums_bwd)
 
 
-def _over_chunks(x, w, targets, weights, options, with_grads):
-  """Returns the sums, and with_grads their gradients dx_BTD and dw_GDV, else None for both.
+def _over_chunks(x, w, bias, targets, weights, options, with_grads):
+  """Returns the sums, and with_grads their gradients dx_BTD and (dw_GDV, db_V), else None; without a bias db is None.
 
   dw is float32 and kept apart for each of the G parts that the mesh splits the batch into, so that the devices add
   theirs up once and not for every chunk.
@@ -82,21 +90,22 @@ def _over_chunks(x, w, targets, weights, options, with_grads):
   size = _chunk_size(B, T, w.shape[0], options.chunk)
   # A projection that is split over its width is gathered once here, not for every chunk.
   w_cast = constrain(w.astype(x.dtype), "vocab", "act_embed")
-  one = functools.partial(_chunk, w_VD=w_cast, options=options, with_grads=with_grads)
+  one = functools.partial(_chunk, w_VD=w_cast, bias_V=bias, options=options, with_grads=with_grads)
   if size == T:
     return one(x, targets, weights)
   count = T // size
   split = lambda a: a.reshape(B, count, size, *a.shape[2:]).swapaxes(0, 1)
 
   def body(carry, chunk):
-    sums, dx, dw = one(*chunk)
-    carry = jax.tree.map(jnp.add, carry, (sums, dw))
+    sums, dx, of_output = one(*chunk)
+    carry = jax.tree.map(jnp.add, carry, (sums, of_output))
     return carry, dx
 
   zero = jnp.zeros((), jnp.float32)
-  start = ((zero, (zero, zero, zero)), _zero_dw(w) if with_grads else None)
-  (sums, dw), dx = jax.lax.scan(body, start, (split(x), split(targets), split(weights)))
-  return sums, (dx.swapaxes(0, 1).reshape(x.shape) if with_grads else None), dw
+  zero_db = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+  start = ((zero, (zero, zero, zero)), (_zero_dw(w), zero_db) if with_grads else None)
+  (sums, of_output), dx = jax.lax.scan(body, start, (split(x), split(targets), split(weights)))
+  return sums, (dx.swapaxes(0, 1).reshape(x.shape) if with_grads else None), of_output
 
 
 def _chunk_size(batch: int, length: int, vocab: int, asked: int | None) -> int:
@@ -105,8 +114,10 @@ def _chunk_size(batch: int, length: int, vocab: int, asked: int | None) -> int:
   return next(size for size in range(min(limit, length), 0, -1) if length % size == 0)
 
 
-def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, options, with_grads):
+def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, bias_V, options, with_grads):
   logits = jnp.einsum("BCD,VD->BCV", x_BCD, w_VD, preferred_element_type=jnp.float32)
+  if bias_V is not None:
+    logits = logits + bias_V
   logits = constrain(logits, "batch", "length", "act_vocab")
   if options.softcap is not None:
     logits = options.softcap * jnp.tanh(logits / options.softcap)
@@ -134,6 +145,7 @@ def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, options, with_grads):
     d_logits = d_logits - (smoothing / vocab) * weights_BC[..., None]
   if options.softcap is not None:
     d_logits = d_logits * (1.0 - jnp.square(logits / options.softcap))
+  db = None if bias_V is None else constrain(jnp.sum(d_logits, (0, 1)), "act_vocab")
   d_logits = d_logits.astype(x_BCD.dtype)
   dx = jnp.einsum("BCV,VD->BCD", d_logits, w_VD)
   parts = lambda a: a.reshape(batch_ways(), -1, *a.shape[1:])
@@ -142,7 +154,7 @@ def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, options, with_grads):
   dw = jnp.einsum("GDBC,GBCV->GDV", x_GDBC, parts(d_logits), preferred_element_type=jnp.float32)
   if platform() == "cpu":  # The transposition of dw must not be folded into the product, which bfloat16 does not allow.
     dw = jax.lax.optimization_barrier(dw)
-  return sums, dx, constrain(dw, "batch", None, "act_vocab")
+  return sums, dx, (constrain(dw, "batch", None, "act_vocab"), db)
 
 
 def _zero_dw(w_VD: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax import train
+from lmjax import objectives, train
 from lmjax.commands.experiment import apply_overrides, load_experiment
 from lmjax.config import from_config_dict
 from lmjax.models import families
@@ -47,7 +47,7 @@ def run(texts, debug, monkeypatch):
     config = from_config_dict(config)
     if (config.model.architecture, config.model.head) != ("decoder", "lm"):
       monkeypatch.setattr(train, "check_objective", lambda config: None)
-      monkeypatch.setitem(train.OBJECTIVES, "causal_lm", types.SimpleNamespace(
+      monkeypatch.setitem(objectives.OBJECTIVES, "causal_lm", types.SimpleNamespace(
           loss=loss_of_outputs, make_example=causal_lm.make_example))
     return train.train_and_evaluate(config, str(workdir))
   return run

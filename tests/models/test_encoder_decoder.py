@@ -145,7 +145,7 @@ def test_the_chunked_loss_is_that_of_the_logits(name):
   model, params = make(VARIANTS[name])
   source, target = texts()
   logits = model.apply({"params": params}, source, target)
-  x, w = model.apply({"params": params}, source, target, method="features_and_output")
+  x, w, bias = model.apply({"params": params}, source, target, method="features_and_output")
   total, _ = cross_entropy(x, w, target, jnp.ones(target.shape), LossOptions())
   expected = optax.softmax_cross_entropy_with_integer_labels(logits, target).sum()
   np.testing.assert_allclose(total, expected, rtol=1e-5)

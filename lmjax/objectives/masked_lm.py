@@ -1,0 +1,112 @@
+"""Masked language modelling: tell hidden tokens from those on both sides (Devlin et al. 2018, arXiv 1810.04805).
+
+A share of the tokens is chosen, anew each time a text is seen (Liu et al. 2019, arXiv 1907.11692, section 4.1): single
+tokens, whole words, or spans of words whose number is geometric, with p = 0.2 and at most 10 (Joshi et al. 2019, arXiv
+1907.10529, section 3.1). Of those chosen 80% become [MASK], 10% a random token, and 10% stay what they are. With
+`sentence_pairs` the model also tells pairs of texts apart, a second term of the loss: see framing.py.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.config import Config, ObjectiveConfig
+from lmjax.objectives import framing
+from lmjax.objectives.cross_entropy import cross_entropy, loss_options
+from lmjax.objectives.recipe import Recipe, padded
+
+SPECIAL_TOKENS = ("mask", *framing.SPECIAL_TOKENS)
+_SPAN_P, _LONGEST_SPAN = 0.2, 10
+
+
+def text_len(config: Config) -> int:
+  """Returns the tokens of text in an example."""
+  return framing.text_len(config.objective.sentence_pairs, config.data.seq_len)
+
+
+def term_weights(cfg: ObjectiveConfig) -> dict[str, float]:
+  """Returns what each term beside the first counts."""
+  return {"sentence": cfg.sentence_weight} if cfg.sentence_pairs != "none" else {}
+
+
+def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: Recipe) -> dict[str, np.ndarray]:
+  """Returns a row: a framed text with hidden tokens, and where and what they are.
+
+  Returns:
+    `inputs`, `segment_ids` and `token_types` [T]; `places`, `targets` and `weights` [P] of the hidden tokens, P being
+    the mask rate's share of a full text; and with pairs `sentence_labels` and `sentence_weights` [].
+  """
+  rng = np.random.default_rng(key)
+  made = framing.frame(example, rng, recipe)
+  cfg, T = recipe.cfg, recipe.seq_len
+  most = max(1, round(cfg.mask_rate * framing.text_len(cfg.sentence_pairs, T)))
+  places = choose(rng, made.tokens, min(most, max(1, round(cfg.mask_rate * (len(made.tokens) - 2)))), recipe)
+  row = {
+      "inputs": padded(hide(rng, made.tokens, places, recipe), T), "segment_ids": padded(made.segment_ids, T),
+      "token_types": padded(made.token_types, T), "places": padded(places, most),
+      "targets": padded(made.tokens[places], most), "weights": padded(np.ones(len(places)), most, np.float32)}
+  if cfg.sentence_pairs != "none":
+    row |= {"sentence_labels": np.int32(made.label or 0), "sentence_weights": np.float32(made.label is not None)}
+  return row
+
+
+def hide(rng: np.random.Generator, tokens: np.ndarray, places: np.ndarray, recipe: Recipe) -> np.ndarray:
+  """Returns the tokens with those at the places masked, replaced or left, by the shares that the settings say."""
+  cfg, hidden, draw = recipe.cfg, tokens.copy(), rng.random(len(places))
+  hidden[places[draw >= cfg.mask_random + cfg.mask_same]] = recipe.special["mask"]
+  at_random = places[draw < cfg.mask_random]
+  hidden[at_random] = rng.choice(recipe.ordinary, len(at_random))
+  return hidden
+
+
+def choose(rng: np.random.Generator, tokens: np.ndarray, count: int, recipe: Recipe) -> np.ndarray:
+  """Returns the sorted places of at most `count` ordinary tokens; fewer where whole words or spans do not fill it."""
+  candidates = np.flatnonzero(recipe.is_ordinary[tokens])
+  if recipe.cfg.mask_unit == "token":
+    return np.sort(rng.permutation(candidates)[:count])
+  words = _words(tokens, candidates, recipe)
+  longest = 1 if recipe.cfg.mask_unit == "word" else _LONGEST_SPAN
+  lengths = np.minimum(rng.geometric(_SPAN_P, len(words)), longest)
+  chosen: set[int] = set()
+  for first, length in zip(rng.permutation(len(words)), lengths):
+    new = {int(place) for word in words[first:first + length] for place in word} - chosen
+    if len(chosen) + len(new) <= count:
+      chosen |= new
+  return np.array(sorted(chosen), np.int64)
+
+
+def _words(tokens: np.ndarray, candidates: np.ndarray, recipe: Recipe) -> list[np.ndarray]:
+  """Groups places of tokens into words."""
+  if not len(candidates):
+    return []
+  goes_on, ends = recipe.word_flags
+  before, after = candidates[:-1], candidates[1:]
+  same = (after == before + 1) & goes_on[tokens[after]] & ends[tokens[before]]
+  return np.split(candidates, np.flatnonzero(~same) + 1)
+
+
+def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig,
+         rngs: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Sum of the loss over a batch: the cross-entropy of the hidden tokens, and that of the pairs' labels.
+
+  Args and returns as in causal_lm.py, of batches that `make_example` makes; the terms of the pairs are `sentence_...`.
+  """
+  types = batch["token_types"] if model.cfg.token_types > 1 else None
+  output, sentence = model.apply({"params": params}, batch["inputs"], batch["places"], batch["segment_ids"], types,
+                                 rngs=rngs, method="masked_outputs")
+  total, sums = cross_entropy(*output[:2], batch["targets"], batch["weights"], loss_options(cfg, model.cfg), output[2])
+  if cfg.sentence_pairs != "none":
+    of_pairs = label_sums(sentence, batch["sentence_labels"], batch["sentence_weights"])
+    total += of_pairs["loss"]
+    sums |= {f"sentence_{name}": value for name, value in of_pairs.items()}
+  return total, sums
+
+
+def label_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
+  """Returns weighted sums of the cross-entropy of labels [...] under logits [..., L], and of how many are right."""
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  nll = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+  right = jnp.argmax(logits, axis=-1) == labels
+  return {"loss": jnp.sum(nll * weights), "accuracy": jnp.sum(right * weights), "weight": jnp.sum(weights)}

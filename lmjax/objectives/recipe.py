@@ -1,0 +1,59 @@
+"""What the host functions of objectives know besides the example at hand."""
+
+import dataclasses
+from typing import Any, Sequence
+
+import numpy as np
+
+from lmjax.config import Config, ObjectiveConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How examples are made of text.
+
+  Attributes:
+    cfg: the objective's settings.
+    seq_len: T, length of what the model reads.
+    special: ids of special tokens by name.
+    ordinary: [n] ids of all tokens that texts are made of.
+    is_ordinary: [tokenizer's size] booleans.
+    word_flags: [tokenizer's size] booleans each, see `Tokenizer.word_flags`; None where words do not matter.
+    texts: the set that the examples are of, for objectives that put texts together: `texts[i]` is a packed example,
+      `texts.num_examples` their number.
+  """
+  cfg: ObjectiveConfig
+  seq_len: int
+  special: dict[str, int]
+  ordinary: np.ndarray
+  is_ordinary: np.ndarray
+  word_flags: tuple[np.ndarray, np.ndarray] | None = None
+  texts: Any = None
+
+
+def make_recipe(config: Config, tokenizer: Any, special_tokens: Sequence[str], texts: Any) -> Recipe:
+  """Returns the recipe of an experiment.
+
+  Args:
+    config: the experiment.
+    tokenizer: a `lmjax.data.tokenizer.Tokenizer`, which is given the special tokens that it lacks.
+    special_tokens: names as `Tokenizer.add_special` takes them.
+    texts: the set that the examples are of.
+  """
+  special = tokenizer.add_special(special_tokens)
+  is_ordinary = np.ones(tokenizer.size, bool)
+  is_ordinary[tokenizer.special_ids()] = False
+  flags = tokenizer.word_flags() if config.objective.mask_unit != "token" else None
+  return Recipe(config.objective, config.data.seq_len, special, np.flatnonzero(is_ordinary), is_ordinary, flags, texts)
+
+
+def text_of(example: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns the tokens of a packed example without padding."""
+  return example["targets"][example["weights"] > 0]
+
+
+def padded(values: np.ndarray, length: int, dtype: Any = np.int32) -> np.ndarray:
+  """Returns values followed by zeros."""
+  row = np.zeros(length, dtype)
+  row[:len(values)] = values
+  return row

@@ -1,0 +1,58 @@
+"""Texts and recipes for tests of objectives."""
+
+import numpy as np
+import pytest
+
+from lmjax import objectives
+from lmjax.config import base_config, from_config_dict, resolve_model
+from lmjax.data.tokenizer import byte_tokenizer
+from lmjax.models import families
+
+
+class Texts:
+  """Packed examples of printable bytes, the lengths of which differ; stands for `lmjax.data.pipeline.TokenSet`."""
+  num_examples = 64
+
+  def __init__(self, length):
+    self._length = length
+
+  def __getitem__(self, index):
+    rng = np.random.default_rng(index)
+    tokens = np.where(rng.random(self._length + 1) < 0.2, 32, rng.integers(97, 123, self._length + 1))
+    real = np.arange(self._length) < rng.integers(self._length // 2, self._length + 1)
+    example = {"inputs": tokens[:-1], "targets": tokens[1:]}
+    return {name: np.where(real, value, 0).astype(np.int32) for name, value in example.items()} | {
+        "weights": real.astype(np.float32)}
+
+
+class Task:
+  """A small experiment with an objective, and the rows that are made for it."""
+
+  def __init__(self, family, seq_len=32, train=None, **objective):
+    """Args: `family`: a preset and what is changed of it; `train`: settings of the training; others the objective's."""
+    config = base_config()
+    preset, changes = family if isinstance(family, tuple) else (family, {})
+    config.model.update({**families.debug(families.preset(preset)), **changes})
+    config.data.update(tokenizer="bytes", seq_len=seq_len)
+    config.objective.update(objective)
+    config.train.update(num_steps=10, batch_size=8, **(train or {}))
+    # The update of a step is then the gradient.
+    config.optim.update(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0, clip_norm=None)
+    config = from_config_dict(config)
+    self.tokenizer, (length, special) = byte_tokenizer(), objectives.text_needs(config)
+    self.tokenizer.add_special(special)
+    self.config, self.texts = resolve_model(config, self.tokenizer.size), Texts(length)
+    self.make = objectives.host_function(self.config, self.tokenizer, self.texts)
+
+  def row(self, number, seed=0):
+    return self.make(self.texts[number % self.texts.num_examples], (seed, number))
+
+  def batch(self, size=8):
+    rows = [self.row(number) for number in range(size)]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.fixture(scope="session")
+def task():
+  """Returns the class `Task`."""
+  return Task
