@@ -35,6 +35,7 @@ class Field:
     read: (value, all of config.json with nested names flat) -> ours, where it takes more than another name.
     write: (ours, ModelConfig) -> theirs, its inverse.
     optional: whether it is left out of a written config.json where it would say the default.
+    nonzero: whether 0 is refused, since it means another kind of model.
   """
   theirs: str | tuple[str, ...]
   ours: str
@@ -43,6 +44,7 @@ class Field:
   read: Callable[[Any, Mapping[str, Any]], Any] | None = None
   write: Callable[[Any, ModelConfig], Any] | None = None
   optional: bool = False
+  nonzero: bool = False
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -107,8 +109,8 @@ class Key:
   def _sizes(self, cfg: ModelConfig) -> dict[str, int]:
     return {"D": cfg.embed_dim, "N": cfg.num_heads, "K": cfg.num_kv_heads, "H": cfg.head_dim, "F": cfg.mlp_dim,
             "E": cfg.embedding_dim, "V": cfg.vocab_size, "P": (cfg.max_positions or 0) + cfg.position_offset,
-            "U": cfg.token_types, "B": cfg.relative_buckets, "L": cfg.num_labels, "O": cfg.embed_dim, "1": 1, "2": 2,
-            "C": len(self.paths)}
+            "U": cfg.token_types, "B": cfg.relative_buckets, "L": cfg.num_labels, "O": cfg.embed_dim,
+            "X": cfg.num_experts, "M": cfg.expert_dim, "S": cfg.shared_expert_dim, "1": 1, "2": 2, "C": len(self.paths)}
 
 
 @dataclasses.dataclass(frozen=True)
