@@ -51,15 +51,26 @@ def count_non_embedding(params: Mapping[str, Any]) -> int:
   return count_params([x for path, x in jax.tree_util.tree_leaves_with_path(params) if inside(path)])
 
 
+def count_active(params: Any, cfg: ModelConfig) -> int:
+  """Returns the parameters that act on a token: of a mixture's experts those that the router picks, and all others."""
+  if not cfg.num_experts:
+    return count_params(params)
+  # An expert's maps are the MLP's own; those of the router and of the shared expert lie a level deeper or elsewhere.
+  inside = lambda path: [key.key for key in path][-3:-1] in (["mlp", "gate"], ["mlp", "up"], ["mlp", "down"])
+  experts = count_params([x for path, x in jax.tree_util.tree_leaves_with_path(params) if inside(path)])
+  return count_params(params) - experts + experts * cfg.experts_per_token // cfg.num_experts
+
+
 def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   """Returns the FLOPs of training on one token: forward and backward, averaged over the positions of a sequence.
 
   With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
   query sees, over positions and over local and global layers, a forward pass costs 2 L (2 D H (N + K) + m D F) +
   4 L S N H, m being 3 for a gated MLP and else 2, and the head besides, 2 D V where it is a language model's alone.
-  Layers that share parameters each count. A token of an encoder-decoder is one of the decoder, and with it one of an
-  encoder's text of the same length. Of XLNet it is the content stream without memory, with 6 L S N H at the end; the
-  keys of distances, which are made once for a batch, are left out.
+  Of a mixture of experts, F is the width of all experts of a token together, and the router and the gate of a shared
+  expert come besides. Layers that share parameters each count. A token of an encoder-decoder is one of the decoder, and
+  with it one of an encoder's text of the same length. Of XLNet it is the content stream without memory, with 6 L S N H
+  at the end; the keys of distances, which are made once for a batch, are left out.
 
   Args:
     cfg: with its sizes resolved.
@@ -67,7 +78,7 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   """
   if cfg.architecture == "encoder_decoder":
     return flops_per_example(cfg, seq_len, seq_len) / seq_len
-  D, F, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+  D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
   pattern = cfg.attention_pattern or ("local",)
   windows = [seq_len if pattern[i % len(pattern)] == "global" else min(cfg.attention_window or seq_len, seq_len)
              for i in range(cfg.num_layers)]
@@ -76,8 +87,17 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     mean_keys = seq_len
   # Of a query and a key, and of their weight and a value; in XLNet of a query and a distance too.
   products = 3 if cfg.architecture == "xlnet" else 2
-  per_layer = 2 * (2 * D * H * (N + K) + (3 if cfg.gated_mlp else 2) * D * F) + 2 * products * mean_keys * N * H
+  per_layer = 2 * (2 * D * H * (N + K) + _mlp_products(cfg)) + 2 * products * mean_keys * N * H
   return 3.0 * (cfg.num_layers * per_layer + 2 * _outer_products(cfg, seq_len))
+
+
+def _mlp_products(cfg: ModelConfig) -> int:
+  """Returns the multiplications of a token in the MLP of a layer, or in its experts and what chooses them."""
+  D, per_unit = cfg.embed_dim, (3 if cfg.gated_mlp else 2) * cfg.embed_dim
+  if not cfg.num_experts:
+    return per_unit * cfg.mlp_dim
+  active = cfg.experts_per_token * cfg.expert_dim + cfg.shared_expert_dim
+  return per_unit * active + D * cfg.num_experts + (D if cfg.shared_expert_dim else 0)
 
 
 def _outer_products(cfg: ModelConfig, seq_len: int) -> float:
@@ -106,8 +126,8 @@ def flops_per_example(cfg: ModelConfig, encoder_len: int, decoder_len: int) -> f
     decoder_len: T.
   """
   S, T = encoder_len, decoder_len
-  D, F, V, N, K, H = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-  maps = 4 * D * H * (N + K) + (6 if cfg.gated_mlp else 4) * D * F
+  D, V, N, K, H = cfg.embed_dim, cfg.vocab_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+  maps = 4 * D * H * (N + K) + 2 * _mlp_products(cfg)
   encoder = S * (maps + 4 * S * N * H)
   decoder = T * (maps + 2 * (T + 1) * N * H) + 4 * D * H * (T * N + S * K) + 4 * T * S * N * H
   return 3.0 * (cfg.num_layers * encoder + cfg.num_decoder_layers * decoder + 2 * T * D * V)

@@ -415,7 +415,8 @@ class _Loop:
     rate = self.clock.overall()
     result = {
         "status": status, "step": step, "num_params": metrics.count_params(shapes),
-        "num_params_non_embedding": metrics.count_non_embedding(shapes), "num_tokens": tokens,
+        "num_params_non_embedding": metrics.count_non_embedding(shapes),
+        "num_params_active": metrics.count_active(shapes, self.setup.config.model), "num_tokens": tokens,
         "train_flops": tokens * self.flops_per_token, "train_loss": self.loss, "eval_loss": eval_loss,
         "bits_per_byte": bits_per_byte, "tokens_per_second": rate.get("tokens_per_second"), "mfu": rate.get("mfu"),
         "params_sha256": params_sha256, "device_kind": jax.devices()[0].device_kind,

@@ -27,6 +27,20 @@ def test_flops_are_those_counted_by_hand():
   assert metrics.flops_per_token(gated, 4) - metrics.flops_per_token(CFG, 4) == 3 * 2 * 256
 
 
+def test_of_a_mixture_only_the_experts_of_a_token_count():
+  mixture = dataclasses.replace(CFG, num_experts=6, experts_per_token=2, expert_dim=5, gated_mlp=True)
+  dense = dataclasses.replace(CFG, gated_mlp=True)
+  # In place of an MLP's 3*8*16 weights: two experts' 3*8*5 each, and the router's 8*6.
+  difference = 2 * (2 * 120 + 48 - 384)
+  assert metrics.flops_per_token(mixture, 4) - metrics.flops_per_token(dense, 4) == 3 * 2 * difference
+  shared = dataclasses.replace(mixture, shared_expert_dim=7)
+  assert metrics.flops_per_token(shared, 4) - metrics.flops_per_token(mixture, 4) == 3 * 2 * 2 * (3 * 8 * 7 + 8)
+  params = {"mlp": {"gate": {"kernel": np.zeros((2, 6, 8, 5))}, "router": {"kernel": np.zeros((2, 8, 6))},
+                    "shared": {"gate": {"kernel": np.zeros((2, 8, 7))}}}}
+  assert metrics.count_active({"layers": params}, shared) == 2 * 2 * 40 + 96 + 112
+  assert metrics.count_active({"layers": params}, dense) == metrics.count_params(params)
+
+
 def test_embeddings_and_the_head_are_counted_apart():
   params = {"embed": {"embedding": np.zeros((10, 8)), "position": np.zeros((4, 8))},
             "head": {"kernel": np.zeros((10, 8))}, "layers": {"k": np.zeros((2, 8, 8))}}

@@ -16,6 +16,12 @@ _SCALINGS = (("default", "none"), ("linear", "linear"), ("dynamic", "dynamic"), 
 _KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 
+def classes(prefix: str) -> dict[str, dict[str, str]]:
+  """Returns the classes of a decoder whose names begin so, and what each ends in."""
+  return {f"{prefix}ForCausalLM": {"head": "lm"}, f"{prefix}Model": {"head": "lm"},
+          f"{prefix}ForSequenceClassification": {"head": "sequence"}}
+
+
 def size_fields(*, kv_heads: int | None = None, head_dim: int | None = None, tied: bool = False) -> tuple[Field, ...]:
   """Returns what sets the sizes, with a family's defaults for what its config.json may lack."""
   return (
@@ -103,6 +109,9 @@ def write_layer_types(pattern: tuple, cfg: ModelConfig) -> list[str]:
 _LAYER = "model.layers.{layer}"
 _ATTENTION, _MLP = f"{_LAYER}.self_attn", f"{_LAYER}.mlp"
 
+# The labels of a sequence.
+SCORE_KEY = Key("score.weight", "L,D", "sequence_head/out/kernel", "DL")
+
 # All but what stands between the parts of a block.
 KEYS = (
     Key("model.embed_tokens.weight", "V,D", "embed/embedding", "VD"),
@@ -122,6 +131,7 @@ KEYS = (
     Key(f"{_MLP}.down_proj.bias", "D", "layers/mlp/down/bias", "D"),
     Key("model.norm.weight", "D", "final_norm/scale", "D"),
     Key("lm_head.weight", "V,D", "head/kernel", "VD"),
+    SCORE_KEY,
 )
 
 PRE_NORM_KEYS = (

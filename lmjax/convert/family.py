@@ -35,6 +35,7 @@ class Field:
     read: (value, all of config.json with nested names flat) -> ours, where it takes more than another name.
     write: (ours, ModelConfig) -> theirs, its inverse.
     optional: whether it is left out of a written config.json where it would say the default.
+    nonzero: whether 0 is refused, since it means another kind of model.
   """
   theirs: str | tuple[str, ...]
   ours: str
@@ -43,6 +44,7 @@ class Field:
   read: Callable[[Any, Mapping[str, Any]], Any] | None = None
   write: Callable[[Any, ModelConfig], Any] | None = None
   optional: bool = False
+  nonzero: bool = False
 
   @property
   def names(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ _IGNORED = ("attention_dropout", "cache_implementation")
 GEMMA = dataclasses.replace(
     llama.FAMILY,
     model_type="gemma",
-    architectures={"GemmaForCausalLM": {}, "GemmaModel": {}},
+    architectures=common.classes("Gemma"),
     fixed=_FIXED,
     fields=(
         *common.size_fields(kv_heads=16, head_dim=256, tied=True),
@@ -59,7 +59,7 @@ def _shared_fields(kv_heads: int, positions: int, softcap: float | None, read_la
 GEMMA2 = dataclasses.replace(
     GEMMA,
     model_type="gemma2",
-    architectures={"Gemma2ForCausalLM": {}, "Gemma2Model": {}},
+    architectures=common.classes("Gemma2"),
     fixed={**_FIXED, "block": "sandwich"},
     fields=(
         *_shared_fields(4, 8192, 30.0, _layer_types(lambda _: 2)),
@@ -75,7 +75,8 @@ _every = _layer_types(lambda flat: flat.get("sliding_window_pattern", flat.get("
 GEMMA3 = dataclasses.replace(
     GEMMA2,
     model_type="gemma3_text",
-    architectures={"Gemma3ForCausalLM": {}, "Gemma3TextModel": {}},
+    architectures={"Gemma3ForCausalLM": dict(head="lm"), "Gemma3TextModel": dict(head="lm"),
+                   "Gemma3TextForSequenceClassification": dict(head="sequence")},
     fixed={**_FIXED, "block": "sandwich", "qk_norm": "head"},
     fields=(
         *_shared_fields(4, 131072, None, _every, theta=1e6, group="rope_parameters.full_attention"),

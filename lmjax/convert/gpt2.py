@@ -1,5 +1,6 @@
 """GPT-2 in Hugging Face's names. Its linear maps are stored input first, and query, key and value are one."""
 
+from lmjax.convert import common
 from lmjax.convert.family import Family, Field, Key
 
 _QKV = ("query", "key", "value")
@@ -50,7 +51,7 @@ FAMILY = Family(
         Key("transformer.ln_f.weight", "D", "final_norm/scale", "D"),
         Key("transformer.ln_f.bias", "D", "final_norm/bias", "D"),
         Key("lm_head.weight", "V,D", "head/kernel", "VD"),
-        Key("score.weight", "L,D", "sequence_head/out/kernel", "DL"),
+        common.SCORE_KEY,
     ),
     prefix="transformer.",
     ignored_keys=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),

@@ -8,7 +8,7 @@ _BLOCK = "gpt_neox.layers.{layer}"
 
 FAMILY = Family(
     model_type="gpt_neox",
-    architectures={"GPTNeoXForCausalLM": {}, "GPTNeoXModel": {}},
+    architectures=common.classes("GPTNeoX"),
     fixed=dict(norm="layernorm", norm_bias=True, position="rotary", gated_mlp=False, mlp_bias=True,
                scale_residual_init=False),
     fields=(
@@ -50,6 +50,7 @@ FAMILY = Family(
         Key("gpt_neox.final_layer_norm.weight", "D", "final_norm/scale", "D"),
         Key("gpt_neox.final_layer_norm.bias", "D", "final_norm/bias", "D"),
         Key("embed_out.weight", "V,D", "head/kernel", "VD"),
+        common.SCORE_KEY,
     ),
     prefix="gpt_neox.",
     ignored_keys=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),

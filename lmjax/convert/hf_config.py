@@ -149,6 +149,8 @@ def _read_field(field: Field, flat: Mapping[str, Any], where: str) -> Any:
   for name in given[1:]:
     if flat[name] != value:
       raise UserError(f"{where} has {given[0]} = {value!r} but {name} = {flat[name]!r}; make them equal.")
+  if field.nonzero and value == 0:
+    raise UserError(f"{where} has {given[0]} = {value!r}, which lmjax does not do; it does 1 and more.")
   if field.read:
     return field.read(value, flat)
   if not field.values:

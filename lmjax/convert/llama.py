@@ -1,12 +1,11 @@
 """Llama in Hugging Face's names, which most decoders after it share. Its linear maps are stored output first."""
 
 from lmjax.convert import common
-from lmjax.convert.family import Family, Field, Key
+from lmjax.convert.family import Family, Field
 
 FAMILY = Family(
     model_type="llama",
-    architectures={"LlamaForCausalLM": dict(head="lm"), "LlamaModel": dict(head="lm"),
-                   "LlamaForSequenceClassification": dict(head="sequence")},
+    architectures=common.classes("Llama"),
     fixed=dict(block="pre", norm="rmsnorm", position="rotary", gated_mlp=True, scale_residual_init=False),
     fields=(
         *common.size_fields(),
@@ -22,7 +21,7 @@ FAMILY = Family(
     ignored_fields=("attention_dropout", "max_sequence_length", "is_llama_config"),
     written={},
     unused=("max_positions", "norm_bias"),
-    keys=(*common.KEYS, *common.PRE_NORM_KEYS, Key("score.weight", "L,D", "sequence_head/out/kernel", "DL")),
+    keys=(*common.KEYS, *common.PRE_NORM_KEYS),
     prefix="model.",
     ignored_keys=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     tied=(("lm_head.weight", "model.embed_tokens.weight"),),

@@ -8,7 +8,7 @@ from lmjax.convert.family import Field
 FAMILY = dataclasses.replace(
     llama.FAMILY,
     model_type="mistral",
-    architectures={"MistralForCausalLM": {}, "MistralModel": {}},
+    architectures=common.classes("Mistral"),
     fixed={**llama.FAMILY.fixed, "qkv_bias": False, "out_bias": False, "mlp_bias": False},
     fields=(
         *common.size_fields(kv_heads=8),

@@ -4,8 +4,9 @@ They are read and written where every layer has experts.
 """
 
 import dataclasses
+from typing import Any, Mapping
 
-from lmjax.convert import common, llama
+from lmjax.convert import common, llama, qwen
 from lmjax.convert.family import Field, Key
 
 _DENSE = ("layers/mlp/gate/", "layers/mlp/up/", "layers/mlp/down/")
@@ -24,8 +25,8 @@ def _expert_keys(mlp: str, gate: str, up: str, down: str) -> tuple[Key, ...]:
 
 
 def _count(theirs: str | tuple[str, ...], ours: str, default: int) -> Field:
-  """A number that must not be zero here: the layers would be other ones."""
-  return Field(theirs, ours, default, read=lambda value, _: value or None)
+  """Returns what says how many experts or how wide: with none, the layers would be other ones."""
+  return Field(theirs, ours, default, write=lambda value, _: value or None, nonzero=True)
 
 
 _ACTIVATION = Field("hidden_act", "activation", "silu", common.ACTIVATIONS)
@@ -34,7 +35,7 @@ _FIXED = {**llama.FAMILY.fixed, "mlp_bias": False}
 MIXTRAL = dataclasses.replace(
     llama.FAMILY,
     model_type="mixtral",
-    architectures={"MixtralForCausalLM": {}, "MixtralModel": {}},
+    architectures=common.classes("Mixtral"),
     fixed={**_FIXED, "qkv_bias": False, "out_bias": False, "normalize_expert_weights": True},
     fields=(
         *common.size_fields(kv_heads=8),
@@ -63,9 +64,7 @@ def _qwen_fields(kv_heads: int, experts: int, per_token: int, expert_dim: int) -
       *common.rope_fields(positions=32768),
       Field("rms_norm_eps", "norm_eps", 1e-6),
       _ACTIVATION,
-      Field("layer_types", "attention_pattern", None, optional=True,
-            read=lambda value, flat: common.read_layer_types(value, flat) or (),
-            write=lambda pattern, cfg: None),
+      *qwen.WINDOW_FIELDS,
       _count(("num_experts", "num_local_experts"), "num_experts", experts),
       Field("num_experts_per_tok", "experts_per_token", per_token),
       Field("moe_intermediate_size", "expert_dim", expert_dim),
@@ -73,22 +72,32 @@ def _qwen_fields(kv_heads: int, experts: int, per_token: int, expert_dim: int) -
   )
 
 
+def _qwen2_pattern(_, flat: Mapping[str, Any]) -> tuple:
+  """Returns the kinds of layers; where they are not listed, every other one below max_window_layers is local."""
+  listed, num_layers = common.read_layer_types(flat.get("layer_types"), flat), flat["num_hidden_layers"]
+  if listed is not None or not isinstance(num_layers, int):
+    return listed or ()
+  last = 0 if qwen.read_window(None, flat) is None else flat.get("max_window_layers", 28)
+  return tuple("local" if i % 2 == 0 and i < last else "global" for i in range(num_layers))
+
+
 QWEN2_MOE = dataclasses.replace(
     MIXTRAL,
     model_type="qwen2_moe",
-    architectures={"Qwen2MoeForCausalLM": {}, "Qwen2MoeModel": {}},
+    architectures=common.classes("Qwen2Moe"),
     fixed={**_FIXED, "out_bias": False},
     fields=(
         *_qwen_fields(kv_heads=16, experts=60, per_token=4, expert_dim=1408),
         Field("qkv_bias", "qkv_bias", True),
         _count("shared_expert_intermediate_size", "shared_expert_dim", 5632),
+        Field("layer_types", "attention_pattern", None, read=_qwen2_pattern, write=common.write_layer_types),
+        Field("max_window_layers", "attention_pattern", 28, read=_qwen2_pattern, write=lambda _, cfg: cfg.num_layers),
     ),
-    # Layers without experts and layers under a window are not done.
-    required={**common.ROPE_REQUIRED, "decoder_sparse_step": 1, "mlp_only_layers": [], "use_sliding_window": False},
-    ignored_fields=(*MIXTRAL.ignored_fields, "sliding_window", "max_window_layers"),
+    # Layers without experts are not done.
+    required={**common.ROPE_REQUIRED, "decoder_sparse_step": 1, "mlp_only_layers": []},
     keys=(
         *_QWEN_KEYS,
-        Key("model.layers.{layer}.mlp.shared_expert_gate.weight", "1D", "layers/mlp/shared_gate/kernel", "1D"),
+        Key("model.layers.{layer}.mlp.shared_expert_gate.weight", ",D", "layers/mlp/shared_gate/kernel", "D"),
         *(Key(f"model.layers.{{layer}}.mlp.shared_expert.{part}_proj.weight", "S,D", f"layers/mlp/shared/{part}/kernel",
               "DS") for part in ("gate", "up")),
         Key("model.layers.{layer}.mlp.shared_expert.down_proj.weight", "D,S", "layers/mlp/shared/down/kernel", "SD"),
@@ -98,11 +107,13 @@ QWEN2_MOE = dataclasses.replace(
 QWEN3_MOE = dataclasses.replace(
     QWEN2_MOE,
     model_type="qwen3_moe",
-    architectures={"Qwen3MoeForCausalLM": {}, "Qwen3MoeModel": {}},
+    architectures=common.classes("Qwen3Moe"),
     fixed={**_FIXED, "qk_norm": "head"},
     fields=(
         *_qwen_fields(kv_heads=4, experts=128, per_token=8, expert_dim=768),
         *common.bias_fields(),
     ),
+    # A window is that of all layers.
+    ignored_fields=(*MIXTRAL.ignored_fields, "max_window_layers"),
     keys=(*_QWEN_KEYS, *common.qk_norm_keys(per_head=True)),
 )

@@ -8,7 +8,7 @@ from lmjax.convert.family import Field
 FAMILY = dataclasses.replace(
     llama.FAMILY,
     model_type="olmo2",
-    architectures={"Olmo2ForCausalLM": {}, "Olmo2Model": {}},
+    architectures=common.classes("Olmo2"),
     fixed={**llama.FAMILY.fixed, "block": "inner", "qk_norm": "all", "mlp_bias": False},
     fields=(
         *common.size_fields(),

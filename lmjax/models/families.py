@@ -3,6 +3,8 @@
 Each function returns a dict for `config.model.update(...)`.
 """
 
+from typing import Any
+
 from lmjax.config_checks import UserError, nearest
 
 _GPT2_SIZES = {
@@ -53,6 +55,26 @@ _QWEN3_SIZES = {
     "4B": (36, 2560, 32, 8, 128, 9728, 151936, 1e6, True),
     "8B": (36, 4096, 32, 8, 128, 12288, 151936, 1e6, False),
     "32B": (64, 5120, 64, 8, 128, 25600, 151936, 1e6, False),
+}
+
+_MIXTRAL_SIZES = {
+    # Jiang et al. 2024, arXiv 2401.04088, table 1, and the released config.json; columns as above, with the
+    # width of each of 8 experts as that of the MLP.
+    "8x7B": (32, 4096, 32, 8, 128, 14336, 32000, 1e6, False),
+    "8x22B": (56, 6144, 48, 8, 128, 16384, 32000, 1e6, False),
+}
+
+_QWEN2_MOE_SIZES = {
+    # The released config.json of Qwen1.5-MoE (A2.7B); Yang et al. 2024, arXiv 2407.10671, table 1 (57B-A14B).
+    # Columns as above, then: width of an expert, of the shared one, experts, experts of a token.
+    "A2.7B": (24, 2048, 16, 16, 128, 5632, 151936, 1e6, False, 1408, 5632, 60, 4),
+    "57B-A14B": (28, 3584, 28, 4, 128, 18944, 151936, 1e6, False, 2560, 20480, 64, 8),
+}
+
+_QWEN3_MOE_SIZES = {
+    # Yang et al. 2025, arXiv 2505.09388, table 2, and the released config.json; columns as above, without a shared one.
+    "30B-A3B": (48, 2048, 32, 4, 128, 6144, 151936, 1e6, False, 768, 0, 128, 8),
+    "235B-A22B": (94, 4096, 64, 4, 128, 12288, 151936, 1e6, False, 1536, 0, 128, 8),
 }
 
 _GEMMA_SIZES = {
@@ -166,6 +188,28 @@ def qwen2(size: str = "0.5B") -> dict:
 def qwen3(size: str = "0.6B") -> dict:
   """Qwen3: a Llama whose queries and keys are normalised, each head by itself."""
   return dict(_llama(*_pick("Qwen3", _QWEN3_SIZES, size)), norm_eps=1e-6, qk_norm="head")
+
+
+def mixtral(size: str = "8x7B") -> dict:
+  """Mixtral: a Llama with eight experts in place of the MLP, two for each token, whose weights add up to 1."""
+  return dict(_llama(*_pick("Mixtral", _MIXTRAL_SIZES, size)), num_experts=8, experts_per_token=2,
+              normalize_expert_weights=True)
+
+
+def qwen2_moe(size: str = "A2.7B") -> dict:
+  """Qwen1.5-MoE and Qwen2's mixture: Qwen2 with small experts and a shared one, whose weights are as they come."""
+  return dict(_experts(*_pick("Qwen2-MoE", _QWEN2_MOE_SIZES, size)), qkv_bias=True, normalize_expert_weights=False)
+
+
+def qwen3_moe(size: str = "30B-A3B") -> dict:
+  """Qwen3's mixture: Qwen3 with small experts, whose weights add up to 1."""
+  return dict(_experts(*_pick("Qwen3-MoE", _QWEN3_MOE_SIZES, size)), qk_norm="head", normalize_expert_weights=True)
+
+
+def _experts(*sizes: Any) -> dict:
+  *dense, expert_dim, shared_expert_dim, num_experts, experts_per_token = sizes
+  return dict(_llama(*dense), norm_eps=1e-6, mlp_bias=False, num_experts=num_experts, expert_dim=expert_dim,
+              experts_per_token=experts_per_token, shared_expert_dim=shared_expert_dim)
 
 
 def gemma(size: str = "2-2b") -> dict:
@@ -337,7 +381,7 @@ def _pick(family: str, sizes: dict, size: str) -> tuple:
 
 PRESETS = {preset.__name__: preset for preset in (
     gpt2, gpt3, llama, smollm, mistral, qwen2, qwen3, gemma, pythia, olmo2, bert, roberta, albert, electra, distilbert,
-    transformer, t5, t5_1_1, bart, xlnet)}
+    transformer, t5, t5_1_1, bart, xlnet, mixtral, qwen2_moe, qwen3_moe)}
 
 
 def preset(family: str) -> dict:

@@ -71,9 +71,11 @@ def choose(rng: np.random.Generator, tokens: np.ndarray, count: int, recipe: Rec
   lengths = np.minimum(rng.geometric(_SPAN_P, len(words)), longest)
   chosen: set[int] = set()
   for first, length in zip(rng.permutation(len(words)), lengths):
-    new = {int(place) for word in words[first:first + length] for place in word} - chosen
-    if len(chosen) + len(new) <= count:
-      chosen |= new
+    for word in words[first:first + length]:
+      more = chosen.union(word.tolist())
+      if len(more) > count:
+        break
+      chosen = more
   return np.array(sorted(chosen), np.int64)
 
 
