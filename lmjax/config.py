@@ -248,6 +248,11 @@ class OptimConfig:
       1.0, "Under muon: learning rate of what Muon leaves to AdamW (embeddings, norms, biases), over the peak.", low=0)
   learning_rate_policy: tuple = setting(
       (), "Ordered (regex, factor) pairs on parameter paths: the first that matches scales the learning rate.")
+  freeze_policy: tuple = setting(
+      (), "Ordered (regex, step) pairs on parameter paths, layers/3/... among them: the first that matches says from "
+      "which step on a parameter learns; -1 is never.")
+  layer_decay: float = setting(
+      1.0, "Learning rate of a layer over that of the one above it (embeddings are the lowest).", above=0, high=1)
   weight_decay_policy: tuple = setting(
       ((r"(^|/)(bias|scale)$", 0.0),),
       "Ordered (regex, factor) pairs on parameter paths: the first that matches scales the weight decay.")

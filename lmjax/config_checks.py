@@ -237,13 +237,16 @@ def _check_optim(optim: Any) -> None:
                     f"{optim.schedule}; set it to wsd, or leave the decay out.")
   if optim.name == "schedule_free" and optim.beta1 == 0:
     raise UserError("config.optim.beta1 is 0, but schedule_free interpolates by it; set it above 0, such as 0.9.")
-  for name in ("learning_rate_policy", "weight_decay_policy"):
+  is_factor, is_step = lambda value: 0 <= float(value) < math.inf, lambda value: int(value) == value >= -1
+  for name, what, is_good, words in (("learning_rate_policy", "factor", is_factor, "0 or more"),
+                                     ("weight_decay_policy", "factor", is_factor, "0 or more"),
+                                     ("freeze_policy", "step", is_step, "a step, or -1 for never")):
     for entry in getattr(optim, name):
       try:
-        pattern, factor = entry
+        pattern, value = entry
         re.compile(pattern)
-        if not 0 <= float(factor) < math.inf:
-          raise ValueError("the factor must be 0 or more")
+        if not is_good(value):
+          raise ValueError(f"the {what} must be {words}")
       except (TypeError, ValueError, re.error) as e:
-        raise UserError(f"config.optim.{name} has the entry {entry!r}, which is not a (regex, factor) pair: "
+        raise UserError(f"config.optim.{name} has the entry {entry!r}, which is not a (regex, {what}) pair: "
                         f"{e}.") from e

@@ -45,7 +45,8 @@ WARNED = (
     "optim.learning_rate", "optim.schedule", "optim.warmup_steps", "optim.warmup_tokens", "optim.warmup_epochs",
     "optim.decay_steps", "optim.decay_tokens", "optim.decay_epochs", "optim.final_learning_rate_ratio", "optim.beta1",
     "optim.beta2", "optim.momentum", "optim.eps", "optim.weight_decay", "optim.clip_norm",
-    "optim.adam_learning_rate_ratio", "optim.learning_rate_policy", "optim.weight_decay_policy")
+    "optim.adam_learning_rate_ratio", "optim.learning_rate_policy", "optim.weight_decay_policy",
+    "optim.freeze_policy", "optim.layer_decay")
 
 # They change how the numbers are computed, kept and shown, and not what they are but for rounding.
 FREE = (

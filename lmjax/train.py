@@ -25,6 +25,7 @@ from lmjax.config import Config, UserError
 from lmjax.config_checks import Refused, check_objective
 from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
+from lmjax.optim.gates import Gates, make_gates
 from lmjax.optim.optimizer import Optimizer, make_optimizer, mean_and_clip
 from lmjax.optim.schedules import make_schedule
 from lmjax.tracking import Tracker
@@ -60,6 +61,7 @@ class Setup(NamedTuple):
     model: the Flax module.
     objective: a module of `lmjax.objectives`.
     optimizer: init and update.
+    gates: which parameters learn when; None where all do.
     start: params -> TrainState of a run that starts from them, to be compiled.
     state_shapes: the TrainState as ShapeDtypeStructs that carry their shardings.
   """
@@ -68,6 +70,7 @@ class Setup(NamedTuple):
   model: nn.Module
   objective: Any
   optimizer: Optimizer
+  gates: Gates | None
   start: Callable[[Any], TrainState]
   state_shapes: TrainState
 
@@ -89,7 +92,8 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   partitioning.check_divisible(config, mesh)
   model = make_model(config.model, mesh.devices.flat[0].platform)
   boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-  optimizer = make_optimizer(config.optim, partitioning.logical_axes(boxed))
+  axes = partitioning.logical_axes(boxed)
+  optimizer, gates = make_optimizer(config.optim, axes), make_gates(config.optim, axes, nn.unbox(boxed))
   averages = config.optim.name == "schedule_free"
 
   def start(params: Any) -> TrainState:
@@ -102,7 +106,8 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   of_params = partitioning.param_shardings(mesh, boxed)
   shardings = partitioning.like_params(mesh, shapes, shapes.params, of_params)
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-  return Setup(config, mesh, model, objectives.OBJECTIVES[config.objective.name], optimizer, start, shapes)
+  return Setup(config, mesh, model, objectives.OBJECTIVES[config.objective.name], optimizer, gates, start,
+               shapes)
 
 
 def init_state(setup: Setup) -> TrainState:
@@ -135,11 +140,16 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
   key = jax.random.fold_in(jax.random.key(hparams["seed"]), state.step)
 
   def loss_fn(params, microbatch, index):
+    if setup.gates:  # What never learns has no gradient to be worked out.
+      params = jax.tree.map(lambda p, frozen: jax.lax.stop_gradient(p) if frozen else p, params, setup.gates.frozen)
     rngs = {"dropout": jax.random.fold_in(key, index)} if cfg.model.dropout else None
     return setup.objective.loss(setup.model, params, microbatch, cfg.objective, rngs)
 
   grads, sums = _sum_of_grads(loss_fn, state.params, batch, cfg.train.grad_accum_steps, setup.state_shardings.params)
   weight = jnp.maximum(sums["weight"], 1e-9)
+  if setup.gates:
+    hparams = {**hparams, "gates": setup.gates.at(state.step)}
+    grads = jax.tree.map(lambda g, gate: jnp.where(gate > 0, g, 0), grads, hparams["gates"])
   grads, grad_norm = mean_and_clip(grads, weight, cfg.optim.clip_norm)
   out = {name: value / jnp.maximum(metrics.weight_of(sums, name), 1e-9) for name, value in sums.items()
          if not name.endswith("weight")}

@@ -25,7 +25,8 @@ class Optimizer(NamedTuple):
   Attributes:
     init: params -> state.
     update: (grads, state, params, hparams, loss_fn) -> (new params, new state). `hparams` holds the scalars
-      "learning_rate" and "weight_decay"; `loss_fn` maps params to the mean loss of the batch (Sophia reads curvature).
+      "learning_rate" and "weight_decay", and "gates" where there are some (see gates.py); `loss_fn` maps params to the
+      mean loss of the batch (Sophia reads curvature).
     eval_params: (state, params) -> the parameters to evaluate, which schedule-free averages.
   """
   init: Callable[[Any], Any]
@@ -54,7 +55,10 @@ def make_optimizer(cfg: OptimConfig, axes: Any) -> Optimizer:
 
     def change(directions, state, params):
       step = lambda u, p, f_lr, f_wd: -lr * (f_lr * u + f_wd * decay * p if f_wd else f_lr * u)
-      return jax.tree.map(step, directions, params, lr_factors, wd_factors), state
+      changes = jax.tree.map(step, directions, params, lr_factors, wd_factors)
+      if "gates" in hparams:
+        changes = jax.tree.map(lambda x, gate: (x * gate).astype(x.dtype), changes, hparams["gates"])
+      return changes, state
 
     chain = optax.chain(_DIRECTIONS[cfg.name](cfg, axes), optax.GradientTransformation(_no_state, change))
     return contrib.schedule_free(chain, lr, b1=cfg.beta1) if cfg.name == "schedule_free" else chain
