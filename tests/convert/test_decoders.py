@@ -236,3 +236,33 @@ def test_greedy_decoding_gives_the_tokens_of_transformers(name, tmp_path):
                                 do_sample=False, max_new_tokens=16).numpy()[:, 20:]
   got = lmjax.generate(*lmjax.load(tmp_path), prompts.tolist(), max_new_tokens=16, temperature=0)
   assert got == expected.tolist() and len({*got[0]}) > 3
+
+
+EXPERTS = dict(moe_intermediate_size=24, num_experts_per_tok=2)
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("Mistral", {}), ("Qwen2", {}), ("Qwen3", dict(head_dim=16)), ("Gemma", dict(head_dim=16)),
+    ("Gemma2", dict(head_dim=16)), ("Gemma3Text", dict(head_dim=16)), ("GPTNeoX", dict(num_attention_heads=3)),
+    ("Olmo2", {}), ("Mixtral", dict(num_local_experts=4)),
+    ("Qwen2Moe", dict(EXPERTS, num_experts=4, shared_expert_intermediate_size=40)),
+    ("Qwen3Moe", dict(EXPERTS, num_experts=4))])
+def test_labels_of_a_sequence_both_ways(name, settings, tmp_path):
+  torch.manual_seed(0)
+  cls = getattr(transformers, f"{name}ForSequenceClassification")
+  settings = {**SMALL, "num_hidden_layers": 1, "num_labels": 3, "pad_token_id": 0, **settings}
+  settings = {key: value for key, value in settings.items() if key != "num_key_value_heads" or name != "GPTNeoX"}
+  reference = cls(cls.config_class(**settings, attn_implementation="eager")).eval()
+  reference.save_pretrained(tmp_path / "in")
+  mask = np.arange(31) < np.array([[31], [20]])
+  tokens = np.where(mask, TOKENS[:, :31] % 97 + 1, 0)  # By the padding transformers finds the last token.
+  with torch.no_grad():
+    expected = reference(torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits.numpy()
+  model, params = lmjax.load(tmp_path / "in")
+  got = run(lambda params, ids: model.apply({"params": params}, tokens, None, ids), params, mask.astype(np.int32))
+  assert got.shape == (2, 3) and np.abs(expected).max() > 0.01
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+  lmjax.save_hf(model, params, tmp_path / "out")
+  ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("out", "in"))
+  assert ours.keys() == theirs.keys() and all(ours[key].tobytes() == theirs[key].tobytes() for key in ours)
+  assert cls.from_pretrained(tmp_path / "out").num_labels == 3

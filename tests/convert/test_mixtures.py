@@ -28,9 +28,8 @@ VARIANTS = {
     "mixtral": ("mixtral", dict(MIXTRAL, sliding_window=100)),
     "mixtral_one": ("mixtral", dict(MIXTRAL, num_experts_per_tok=1, head_dim=16, tie_word_embeddings=True)),
     "qwen2_moe": ("qwen2_moe", QWEN2),
-    "qwen2_moe_normalised": ("qwen2_moe", dict(QWEN2, norm_topk_prob=True, qkv_bias=False)),
-    "qwen2_moe_window": ("qwen2_moe", dict(QWEN2, use_sliding_window=True, sliding_window=70,
-                                           layer_types=[FULL, SLIDING])),
+    "qwen2_moe_window": ("qwen2_moe", dict(QWEN2, norm_topk_prob=True, qkv_bias=False, use_sliding_window=True,
+                                           sliding_window=70, layer_types=[FULL, SLIDING])),
     "qwen3_moe": ("qwen3_moe", dict(QWEN3, norm_topk_prob=True)),
     "qwen3_moe_window": ("qwen3_moe", dict(QWEN3, attention_bias=True, use_sliding_window=True, sliding_window=50)),
 }
@@ -40,6 +39,7 @@ TOKENS = np.random.default_rng(0).integers(0, 98, (2, LENGTH))
 MASK = np.ones((2, LENGTH), np.int64)
 MASK[1, :37] = MASK[1, 400:] = 0
 REAL = MASK == 1
+FAST = {"xla_backend_optimization_level": 0}  # Compiling fast is worth more here than running fast.
 
 
 def make(kind, **settings):
@@ -78,8 +78,8 @@ def reference_outputs(reference):
 
 
 def run(function, *args):
-  """Compiles and calls a function; compiling fast is worth more here than running fast."""
-  return np.asarray(jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*args))
+  """Compiles and calls a function."""
+  return np.asarray(jax.jit(function, compiler_options=FAST)(*args))
 
 
 def logits_of(model, params):
@@ -95,19 +95,26 @@ def hidden_of(model, params):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_and_hidden_states_are_those_of_transformers(folder_of, name):
+def test_logits_are_those_of_transformers(folder_of, name):
   reference, folder = folder_of(name)
-  model, params = lmjax.load(folder)
-  for ours, expected in zip((logits_of, hidden_of), reference_outputs(reference), strict=True):
-    got = ours(model, params)
-    assert np.abs(expected).max() > 1
-    np.testing.assert_allclose(got[REAL], expected[REAL], rtol=0, atol=1e-4)
+  got, expected = logits_of(*lmjax.load(folder)), reference_outputs(reference)[0]
+  assert np.abs(expected).max() > 1
+  np.testing.assert_allclose(got[REAL], expected[REAL], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_hidden_states_are_those_of_transformers(folder_of, name):
+  reference, folder = folder_of(name)
+  got, expected = hidden_of(*lmjax.load(folder)), reference_outputs(reference)[1]
+  assert np.abs(expected).max() > 1
+  np.testing.assert_allclose(got[REAL], expected[REAL], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_exported_import_is_byte_equal_and_transformers_computes_the_same(folder_of, name, tmp_path):
   reference, folder = folder_of(name)
-  lmjax.save_hf(*lmjax.load(folder), tmp_path / "out")
+  model, params = lmjax.load(folder)
+  lmjax.save_hf(model, params, tmp_path / "out")
   ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "out", folder))
   assert ours.keys() == theirs.keys() and any(".experts.5." in key for key in ours)
   for key in ours:
@@ -115,7 +122,7 @@ def test_an_exported_import_is_byte_equal_and_transformers_computes_the_same(fol
   again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
   assert type(again) is type(reference)
   np.testing.assert_array_equal(reference_outputs(again)[0], reference_outputs(reference)[0])
-  assert lmjax.load(tmp_path / "out")[0].cfg == lmjax.load(folder)[0].cfg
+  assert lmjax.load(tmp_path / "out")[0].cfg == model.cfg
 
 
 def first_of_equals(x, k, dim):
@@ -124,7 +131,7 @@ def first_of_equals(x, k, dim):
   return values.narrow(dim, 0, k), indices.narrow(dim, 0, k)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
 def test_ties_in_routing(name, tmp_path, monkeypatch):
   kind, settings = VARIANTS[name]
   reference = make(kind, **settings)
@@ -133,7 +140,9 @@ def test_ties_in_routing(name, tmp_path, monkeypatch):
     for mixture in mixtures:
       mixture.gate.weight[[1, 3]] = 0  # Their logits are zero, which is the same in any order of adding up.
   reference.save_pretrained(tmp_path / "tied")
-  ours, theirs = logits_of(*lmjax.load(tmp_path / "tied")), reference_outputs(reference)[0]
+  model, params = lmjax.load(tmp_path / "tied")
+  logits = jax.jit(lambda params, ids: model.apply({"params": params}, TOKENS, None, ids), compiler_options=FAST)
+  ours, theirs = np.asarray(logits(params, MASK)), reference_outputs(reference)[0]
   # Often one of the two is chosen and the other not, and not the one that is chosen here.
   assert (np.abs(ours - theirs)[REAL].max(-1) > 1e-2).sum() > 100
   with monkeypatch.context() as patch:
@@ -145,7 +154,7 @@ def test_ties_in_routing(name, tmp_path, monkeypatch):
         experts[3] = experts[1]
   # As in a mixture that begins with copies of one MLP: then it is all the same which is chosen.
   reference.save_pretrained(tmp_path / "copies")
-  ours, theirs = logits_of(*lmjax.load(tmp_path / "copies")), reference_outputs(reference)[0]
+  ours, theirs = np.asarray(logits(lmjax.load(tmp_path / "copies")[1], MASK)), reference_outputs(reference)[0]
   np.testing.assert_allclose(ours[REAL], theirs[REAL], rtol=0, atol=1e-4)
 
 
@@ -235,12 +244,3 @@ def test_a_mixture_that_no_family_expresses_is_told(changes, told):
   with pytest.raises(UserError) as error:
     hf_config.to_hf(ModelConfig(**{**families.mixtral(), "max_positions": 64, **changes}))
   assert told in str(error.value)
-
-
-def test_greedy_decoding_gives_the_tokens_of_transformers(folder_of):
-  reference, folder = folder_of("qwen2_moe_window")
-  prompts = TOKENS[:, :90]
-  expected = reference.generate(torch.tensor(prompts), attention_mask=torch.ones_like(torch.tensor(prompts)),
-                                do_sample=False, max_new_tokens=8).numpy()[:, 90:]
-  got = lmjax.generate(*lmjax.load(folder), prompts.tolist(), max_new_tokens=8, temperature=0)
-  assert got == expected.tolist() and len({*got[0]}) > 3
