@@ -21,7 +21,9 @@ TUPLES = {
     "optim.learning_rate_policy": st.lists(st.tuples(st.sampled_from(["bias", r"a/(b|c)$"]), st.floats(0, 2)),
                                            max_size=2).map(tuple),
     "optim.weight_decay_policy": st.lists(st.tuples(st.sampled_from(["scale", "[xy]"]), st.floats(0, 2)),
-                                          max_size=2).map(tuple)}
+                                          max_size=2).map(tuple),
+    "optim.freeze_policy": st.lists(st.tuples(st.sampled_from(["embed", "[xy]"]), st.integers(-1, 99)),
+                                    max_size=2).map(tuple)}
 
 
 def values_of(group, field):
