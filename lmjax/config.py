@@ -291,6 +291,13 @@ class EvalConfig:
       None, "Sequences at a time; None means those of a microbatch of training.", unit="sequences", low=1)
   num_batches: int | None = setting(16, "Batches of each evaluation in the loop; None means all.", low=1)
   final_num_batches: int | None = setting(None, "Batches of the evaluation after training; None means all.", low=1)
+  best_metric: str | None = setting(
+      None, "Metric of the evaluations in the loop, such as validation/loss, by which the best checkpoint is kept and "
+      "is the one that is read; None keeps the newest only.")
+  best_mode: str = setting("min", "Whether the best is the smallest or the largest.", choices=("min", "max"))
+  best_min_change: float = setting(0.0, "What is better by no more than this does not count as better.", low=0)
+  patience: int | None = setting(
+      None, "Evaluations without a better best_metric after which training stops; None never stops it.", low=1)
   use_ema: bool = setting(True, "Whether to evaluate the averaged weights where train.ema_decay keeps them.")
 
 

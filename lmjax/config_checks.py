@@ -98,6 +98,13 @@ def check_combinations(config: Any) -> None:
       raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
   _check_model(config.model, config.data.seq_len)
   _check_architecture(config.model)
+  if config.eval.patience is not None and config.eval.best_metric is None:
+    raise UserError("config.eval.patience is set, but config.eval.best_metric is None; name the metric to wait for, "
+                    "such as validation/loss.")
+  every = [unit for unit in UNITS if getattr(config.eval, f"every_{unit}") is not None]
+  if config.eval.best_metric is not None and not every:
+    raise UserError("config.eval.best_metric is set, but nothing is evaluated in the loop; set "
+                    "config.eval.every_steps.")
   if config.objective.mask_random + config.objective.mask_same > 1:
     raise UserError(f"config.objective.mask_random is {config.objective.mask_random} and mask_same "
                     f"{config.objective.mask_same}, but they are shares of the hidden tokens; together at most 1.")

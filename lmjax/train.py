@@ -21,6 +21,7 @@ import numpy as np
 from lmjax import checkpoint, evaluate, memory, metrics, objectives, partitioning, resume
 from lmjax import config as config_lib
 from lmjax import workdir as workdir_lib
+from lmjax.checkpoint import best as best_lib
 from lmjax.config import Config, UserError
 from lmjax.config_checks import Refused, check_objective
 from lmjax.interrupt import Interrupt
@@ -265,12 +266,13 @@ def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
   memory.check_fits(setup.state_shapes)
   with partitioning.use_mesh(mesh), contextlib.closing(
       checkpoint.Checkpointer(workdir, config.checkpoint)) as checkpointer:
-    state, loss = _first_state(setup, checkpointer)
+    state, loss, best = _first_state(setup, checkpointer)
     first_step = int(state.step)
     if first_step > config.train.num_steps:
       raise UserError(f"{workdir} is already at step {first_step}, beyond the {config.train.num_steps} of this run; "
                       "give it another --workdir, or a config.train.num_steps of at least that.")
-    if first_step == config.train.num_steps and (finished := resume.finished_result(workdir)):
+    over = first_step == config.train.num_steps or best.is_over(config.eval)
+    if over and (finished := resume.finished_result(workdir)):
       logging.info("%s is already finished.", workdir)
       return finished
     _announce(setup, data, workdir)
@@ -280,14 +282,14 @@ def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
       data.tokenizer.save(workdir / "tokenizer.json")
     with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
                  active=jax.process_index() == 0) as tracker:
-      return _Loop(setup, data, tracker, checkpointer, loss).run(state)
+      return _Loop(setup, data, tracker, checkpointer, loss, best).run(state)
 
 
 class _Loop:
   """The loop over steps. The host reads a step's metrics only after it has dispatched the next one."""
 
   def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer,
-               loss: float | None):
+               loss: float | None, best: best_lib.Best):
     self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
     self.config = setup.config
     self.evaluator = evaluate.Evaluator(setup.model, setup.objective, setup.config, setup.mesh, data)
@@ -295,7 +297,8 @@ class _Loop:
     self.tokens_per_step = self.config.train.batch_size * self.config.data.seq_len
     self.clock = metrics.Clock(self.tokens_per_step, self.flops_per_token, metrics.peak_flops(jax.devices()))
     self.schedule = make_schedule(self.config.optim, self.config.train.num_steps)
-    self.loss = loss
+    self.loss, self.best = loss, best
+    checkpointer.keep(best.step)
 
   def run(self, state: TrainState) -> dict[str, Any]:
     step = first = int(state.step)
@@ -304,7 +307,7 @@ class _Loop:
     train_step, pending = make_train_step(self.setup), None
     interrupted = False
     with Interrupt() as interrupt:
-      for step in range(first + 1, last + 1):
+      for step in range(first + 1, first + 1 if self.best.is_over(self.config.eval) else last + 1):
         state, out = train_step(state, next(batches), self._hparams(step - 1))
         if pending:
           self._read(*pending)
@@ -313,13 +316,13 @@ class _Loop:
           self._read(*pending)
           pending = None
           self._evaluate_and_save(step, state)
-        if interrupted := interrupt.stops_after(step):
+        if (interrupted := interrupt.stops_after(step)) or self.best.is_over(self.config.eval):
           break
       if pending:
         self._read(*pending)
       if interrupted and step < last:
         return self._interrupted(step, state)
-    return self._finish(state)
+    return self._finish(step, state)
 
   def _batches(self, first: int) -> Iterator[dict[str, jax.Array]]:
     from lmjax.data import pipeline
@@ -371,14 +374,25 @@ class _Loop:
     # Metrics come first: a run that goes on from this checkpoint keeps what was written up to it.
     with self.clock.paused():
       # The last step's evaluation is the final one, over as much as eval.final_num_batches says.
-      if every and step % every == 0 and step < self.config.train.num_steps:
-        self.tracker.write(step, dict(self.evaluator(eval_params(self.setup, state), self.config.eval.num_batches)))
-      if self.checkpointer.should_save(step):
+      due, cfg = every and step % every == 0, self.config.eval
+      # Whether it is the best must not depend on how long the run is.
+      if due and (step < self.config.train.num_steps or cfg.best_metric):
+        values = dict(self.evaluator(eval_params(self.setup, state), cfg.num_batches))
+        self.tracker.write(step, values)
+        if cfg.best_metric:
+          self.best = self.best.after(step, values, cfg)
+      if self.checkpointer.should_save(step) or self.best.step == step:
         self._save(step, state)
 
   def _save(self, step: int, state: TrainState) -> None:
-    meta = {"config": dataclasses.asdict(self.config), "train_loss": self.loss, "versions": metrics.versions()}
+    meta = {"config": dataclasses.asdict(self.config), "train_loss": self.loss, "versions": metrics.versions(),
+            "best": dataclasses.asdict(self.best)}
+    self.checkpointer.keep(self.best.step)
     self.checkpointer.save(step, state, meta)
+    if self.best.step == step:
+      self.checkpointer.wait()
+      if jax.process_index() == 0:
+        best_lib.write(self.checkpointer.workdir, self.best)
 
   def _interrupted(self, step: int, state: TrainState) -> dict[str, Any]:
     self._save(step, state)
@@ -386,11 +400,16 @@ class _Loop:
     logging.warning("Interrupted after step %d, which is saved; the same command goes on from there.", step)
     return self._result("interrupted", step)
 
-  def _finish(self, state: TrainState) -> dict[str, Any]:
-    step = self.config.train.num_steps
+  def _finish(self, step: int, state: TrainState) -> dict[str, Any]:
     self._save(step, state)
     self.checkpointer.wait()  # The evaluation may be long; a restart from here does only that again.
+    if self.best.is_over(self.config.eval):
+      logging.info("Stopped after step %d: %s has not been better than at step %d for %d evaluations.", step,
+                   self.config.eval.best_metric, self.best.step, self.best.waited)
     params = eval_params(self.setup, state)
+    if self.best.step not in (None, step):
+      params = checkpoint.restore_params(self.checkpointer.workdir, self.setup.state_shapes.params, self.best.step,
+                                         prefer_ema=self.config.eval.use_ema)
     values = dict(self.evaluator(params, self.config.eval.final_num_batches))
     if values:
       self.tracker.write(step, values)
@@ -429,7 +448,7 @@ class _Loop:
         "num_params_active": metrics.count_active(shapes, self.setup.config.model), "num_tokens": tokens,
         "train_flops": tokens * self.flops_per_token, "train_loss": self.loss, "eval_loss": eval_loss,
         "bits_per_byte": bits_per_byte, "tokens_per_second": rate.get("tokens_per_second"), "mfu": rate.get("mfu"),
-        "params_sha256": params_sha256, "device_kind": jax.devices()[0].device_kind,
+        "params_sha256": params_sha256, "best_step": self.best.step, "device_kind": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(), "versions": metrics.versions()}
     self.tracker.write_result(result)
     return result
@@ -458,14 +477,15 @@ def _announce(setup: Setup, data: Any, workdir: epath.Path) -> None:
       setup.mesh.size, jax.devices()[0].device_kind, f" ({split})" if split else "", workdir)
 
 
-def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, float | None]:
-  """Resume, else restore, else import, else scratch; returns the state and the loss of the step before it."""
+def _first_state(setup: Setup,
+                 checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, float | None, best_lib.Best]:
+  """Resume, else restore, else import, else scratch; returns the state, the loss of the step before, and the best."""
   resumed = checkpointer.restore(setup.state_shapes)
   if resumed:
     state, meta = resumed
     resume.check_resume(meta["config"], setup.config, checkpointer.workdir)
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
-    return state, meta["train_loss"]
+    return state, meta["train_loss"], best_lib.Best(**meta.get("best", {}))
   cfg = setup.config.checkpoint
   if cfg.restore_from:
     params = checkpoint.restore_params(cfg.restore_from, setup.state_shapes.params)
@@ -473,5 +493,6 @@ def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[T
     from lmjax import convert
     params = convert.import_params(cfg.import_from, setup.model, setup.state_shapes.params)
   else:
-    return init_state(setup), None
-  return jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)(params), None
+    return init_state(setup), None, best_lib.Best()
+  start = jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)
+  return start(params), None, best_lib.Best()

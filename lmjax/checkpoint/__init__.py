@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lmjax.checkpoint import arrays, record
+from lmjax.checkpoint import arrays, best, record
 from lmjax.config import CheckpointConfig, UserError
 from lmjax.config_checks import Refused
 
@@ -73,7 +73,8 @@ class Checkpointer:
     handler = record.RecordingHandler(use_compression=False)
     registry = ocp.DefaultCheckpointHandlerRegistry()
     registry.add(_ITEM, ocp.args.PyTreeSave, handler)
-    kept = [ocp.checkpoint_managers.LatestN(config.keep_last)]
+    self._best = best.KeepStep()
+    kept = [ocp.checkpoint_managers.LatestN(config.keep_last), self._best]
     if config.keep_every_steps is not None:
       kept.append(ocp.checkpoint_managers.EveryNSteps(config.keep_every_steps))
     options = ocp.CheckpointManagerOptions(
@@ -93,6 +94,10 @@ class Checkpointer:
   def should_save(self, step: int) -> bool:
     """Whether `checkpoint.every_steps` asks for a checkpoint after `step`."""
     return self._config.every_steps is not None and step > 0 and step % self._config.every_steps == 0
+
+  def keep(self, step: int | None) -> None:
+    """Keeps the checkpoint of a step for good, in place of the one that was kept so before."""
+    self._best.step = step
 
   def save(self, step: int, state: Any, meta: dict) -> None:
     """Saves a checkpoint, or does nothing if that step's is there already.
@@ -189,7 +194,7 @@ def restore_params(workdir: epath.PathLike, abstract_params: Any, step: int | No
   Args:
     workdir: the folder of the run.
     abstract_params: pytree of jax.ShapeDtypeStruct with shardings. Values are cast to its dtypes.
-    step: which checkpoint; None takes the newest undamaged one.
+    step: which checkpoint; None takes the best where the run keeps one, else the newest undamaged one.
     prefer_ema: whether to take the moving average of the parameters where the run kept one.
 
   Returns:
@@ -283,13 +288,13 @@ def _steps(directory: epath.Path) -> list[int]:
 
 
 def _choose_step(workdir: epath.PathLike, directory: epath.Path, step: int | None) -> int:
-  """Returns `step` after checking it, or the newest undamaged one for None."""
+  """Returns `step` after checking it, or for None the best where the run names one, else the newest undamaged one."""
   if not epath.Path(workdir).is_dir():
     raise UserError(f"There is no folder {workdir}; give the workdir of a run.")
   steps = _steps(directory)
   if not steps:
     raise UserError(f"{workdir} has no checkpoints; give the workdir of a run that has saved one.")
-  if step is None:
+  if step is None and (step := best.read_step(workdir)) not in steps:
     return _newest_undamaged(directory, steps)
   if step not in steps:
     known = ", ".join(map(str, sorted(steps)))

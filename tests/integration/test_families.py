@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax import objectives, train
+from lmjax import objectives, partitioning, train
 from lmjax.commands.experiment import apply_overrides, load_experiment
 from lmjax.config import from_config_dict
 from lmjax.models import families
@@ -40,7 +40,10 @@ def inputs_of(model, tokens):
 
 @pytest.fixture
 def run(texts, debug, monkeypatch):
-  """Returns a function from a family and a workdir to what training there ends with."""
+  """Returns a function from a family and a workdir to what training there ends with, on one device."""
+  make_mesh = partitioning.make_mesh
+  monkeypatch.setattr(partitioning, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
+
   def run(family, workdir):
     config = load_experiment(f"{debug.removeprefix('--config=')}:{family}")
     apply_overrides(config, [*SETTINGS, f"data.source={texts}/notes/*.txt"])
