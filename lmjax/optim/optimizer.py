@@ -143,9 +143,10 @@ def _muon(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
   def dimensions(names):
     if not is_hidden_matrix(names):
       return None
-    rest = tuple(i for i in range(1, len(names)) if names[i] != "embed")
+    # Each layer, and each expert of it, has a matrix of its own.
+    rest = tuple(i for i, name in enumerate(names) if name not in ("layers", "expert", "embed"))
     embed = (names.index("embed"),)
-    reduced, kept = (embed, rest) if names[1] == "embed" else (rest, embed)
+    reduced, kept = (embed, rest) if embed < rest else (rest, embed)
     return contrib.MuonDimensionNumbers(reduced, kept)
 
   # A learning rate of -1 undoes optax's sign, so that what comes out is a direction to go against.

@@ -102,6 +102,20 @@ def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adam():
   np.testing.assert_allclose(np.abs(change["embed"]["embedding"]), 0.5 * (1 + 0.9 * 0.1 / 0.19), rtol=1e-3)
 
 
+def test_muon_orthogonalises_each_experts_matrix():
+  cfg = OptimConfig(name="muon", weight_decay_policy=())
+  axes = {"layers": {"up": ("layers", "expert", "embed", "mlp"), "down": ("layers", "expert", "mlp", "embed")}}
+  random = np.random.default_rng(0)
+  grads = {"layers": {"up": jnp.asarray(random.normal(size=(2, 3, 8, 16)), jnp.float32),
+                      "down": jnp.asarray(random.normal(size=(2, 3, 16, 8)), jnp.float32)}}
+  optimizer = make_optimizer(cfg, axes)
+  params = jax.tree.map(jnp.zeros_like, grads)
+  after, _ = optimizer.update(grads, optimizer.init(params), params, hparams(1.0), jnp.zeros(()))
+  for update in jax.tree.leaves(after):
+    singular = np.linalg.svd(np.asarray(update), compute_uv=False) / (0.2 * 16 ** 0.5)
+    assert singular.shape == (2, 3, 8) and (singular > 0.6).all() and (singular < 1.3).all()
+
+
 def test_clipping_keeps_direction_and_reports_the_norm_before():
   sums, weight = {"a": jnp.array([6.0, 0.0]), "b": jnp.array([8.0])}, jnp.asarray(2.0)
   clipped, norm = mean_and_clip(sums, weight, 1.0)
