@@ -52,6 +52,8 @@ class ModelConfig:
   num_layers: int = setting(4, "Transformer blocks, or those of the encoder.", low=1, high=_MAX_SIZE)
   num_decoder_layers: int | None = setting(
       None, "Blocks of the decoder of an encoder-decoder; None means num_layers.", low=1, high=_MAX_SIZE)
+  num_future: int = setting(1, "Tokens ahead that a decoder predicts at each place, each beyond the first with a block "
+                            "of its own (see objectives/multi_token.py).", low=1, high=64)
   share_layers: bool = setting(False, "Whether all blocks have the same parameters (ALBERT).")
   embed_dim: int = setting(128, "Width of the residual stream (D).", low=1, high=_MAX_SIZE)
   num_heads: int = setting(4, "Query heads (N).", low=1, high=_MAX_SIZE)
@@ -201,7 +203,7 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
   """What is minimised."""
-  name: str = setting("causal_lm", "Objective.", choices=("causal_lm", "masked_lm"))
+  name: str = setting("causal_lm", "Objective.", choices=("causal_lm", "masked_lm", "multi_token"))
   mask_rate: float = setting(0.15, "Share of the tokens that masked_lm hides.", above=0, high=1)
   mask_unit: str = setting("token", "What is hidden at a time: tokens, words, or spans of words.",
                            choices=("token", "word", "span"))
@@ -211,6 +213,7 @@ class ObjectiveConfig:
   sentence_pairs: str = setting(
       "none", "What is told of pairs of texts: nothing, whether the second is the next one (BERT), or whether the two "
       "are in order (ALBERT).", choices=("none", "next", "order"))
+  future_weight: float = setting(1.0, "What the tokens beyond the next count together in multi_token.", low=0)
   sentence_weight: float = setting(1.0, "What the loss of the pairs counts.", low=0)
   label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
   z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)

@@ -138,8 +138,13 @@ def check_combinations(config: Any) -> None:
 # What each objective does, and the architecture and head of the model that it trains.
 _TRAINED = {
     "causal_lm": ("predicts each token from those before it", "decoder", "lm"),
+    "multi_token": ("predicts several tokens from those before them", "decoder", "lm"),
     "masked_lm": ("tells hidden tokens from those on both sides", "encoder", "lm"),
 }
+
+
+# Those whose loss has the routers' terms.
+_ROUTED = ("causal_lm",)
 
 
 def check_objective(config: Any) -> None:
@@ -151,6 +156,13 @@ def check_objective(config: Any) -> None:
   does, architecture, head = _TRAINED[objective.name]
   if objective.name == "masked_lm" and objective.sentence_pairs != "none":
     head = "pretraining"
+  if model.num_experts and objective.name not in _ROUTED:
+    raise UserError(f"config.objective.name is {objective.name}, which does not balance experts, but "
+                    f"config.model.num_experts is {model.num_experts}; set it to 0, or the objective to one of "
+                    f"{', '.join(_ROUTED)}.")
+  if (objective.name == "multi_token") != (model.num_future > 1):
+    raise UserError(f"config.model.num_future is {model.num_future} and config.objective.name {objective.name}, but "
+                    "multi_token is for 2 and more, and others are for 1; change one.")
   for name, needed in (("architecture", architecture), ("head", head)):
     if getattr(model, name) != needed:
       raise UserError(f"config.objective.name is {objective.name}, which {does}, but config.model.{name} is "
@@ -204,10 +216,11 @@ def _check_model(model: Any, seq_len: int) -> None:
 
 
 # What an encoder-decoder and XLNet have in one form only, and what XLNet alone has, with the value that is off.
-_ENCODER_DECODER = {"head": "lm", "num_experts": 0, "attention_window": None, "attention_pattern": (), "token_types": 0}
-_XLNET = {"block": "post", "position": "relative", "qk_norm": "none", "attention_window": None, "attention_pattern": (),
-          "attention_softcap": None, "logit_softcap": None, "token_types": 0, "head_transform": False,
-          "scale_logits": False, "num_experts": 0}
+_ENCODER_DECODER = {"head": "lm", "num_future": 1, "num_experts": 0, "attention_window": None, "attention_pattern": (),
+                    "token_types": 0}
+_XLNET = {"num_future": 1, "block": "post", "position": "relative", "qk_norm": "none", "attention_window": None,
+          "attention_pattern": (), "attention_softcap": None, "logit_softcap": None, "token_types": 0,
+          "head_transform": False, "scale_logits": False, "num_experts": 0}
 _ONLY_XLNET = {"distance_clamp": None, "memory_len": None, "memory_reuse_len": None, "memory_same_len": False,
                "unidirectional": False, "reverse_half": False}
 

@@ -88,7 +88,9 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   # Of a query and a key, and of their weight and a value; in XLNet of a query and a distance too.
   products = 3 if cfg.architecture == "xlnet" else 2
   per_layer = 2 * (2 * D * H * (N + K) + _mlp_products(cfg)) + 2 * products * mean_keys * N * H
-  return 3.0 * (cfg.num_layers * per_layer + 2 * _outer_products(cfg, seq_len))
+  further = cfg.num_future - 1  # Each has a block, and the output projection once more.
+  outer = _outer_products(cfg, seq_len) + further * D * cfg.vocab_size
+  return 3.0 * ((cfg.num_layers + further) * per_layer + 2 * outer)
 
 
 def _mlp_products(cfg: ModelConfig) -> int:

@@ -129,6 +129,8 @@ class Transformer(nn.Module):
     self.layers = stack(cfg, cfg.num_layers, causal, self.cross)
     if cfg.block != "post":
       self.final_norm = Norm(cfg)
+    if cfg.num_future > 1:
+      self.future = Future(cfg)
     if cfg.head in ("lm", "pretraining"):
       if cfg.head_transform:
         self.head_transform = HeadTransform(cfg)
@@ -154,7 +156,12 @@ class Transformer(nn.Module):
     context = Context(positions_BT, segment_ids_BT, self._bias(tokens_BT, positions_BT, cache), encoded_BSD,
                       encoded_segment_ids_BS)
     (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(self.cfg.num_layers), context)
-    return (x_BTD if self.cfg.block == "post" else self.final_norm(x_BTD)), cache
+    if self.is_initializing() and self.cfg.num_future > 1:
+      self.future(x_BTD, context)
+    return self._normed(x_BTD), cache
+
+  def _normed(self, x: jax.Array) -> jax.Array:
+    return x if self.cfg.block == "post" else self.final_norm(x)
 
   def _bias(self, tokens_BT, positions_BT, cache) -> jax.Array | None:
     if self.cfg.position != "relative":
@@ -169,6 +176,15 @@ class Transformer(nn.Module):
   def features_and_output(self, *args, **kwargs) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Returns x_BTD, w_VD and bias_V, or None for no bias, for a loss that never holds all logits."""
     return self._output(self.features(*args, **kwargs)[0])
+
+  def future_outputs(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
+                     segment_ids_BT: jax.Array | None = None) -> tuple[tuple, jax.Array]:
+    """Returns the same for the next token, and x_KBTD for each of those further ahead."""
+    context = Context(positions_BT, segment_ids_BT, self._bias(tokens_BT, positions_BT, None))
+    x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT, None))
+    (x_BTD, _), _ = self.layers((x_BTD, None), jnp.arange(self.cfg.num_layers), context)
+    x_KBTD = self._transformed(self._normed(self.future(x_BTD, context)))
+    return self._output(self._normed(x_BTD)), x_KBTD
 
   def masked_outputs(self, tokens_BT: jax.Array, places_BP: jax.Array, segment_ids_BT: jax.Array | None = None,
                      token_types_BT: jax.Array | None = None) -> tuple[tuple, jax.Array | None]:
@@ -231,6 +247,21 @@ class Transformer(nn.Module):
   def dummy_inputs(self) -> tuple[jax.Array, ...]:
     """Smallest inputs that make all parameters."""
     return (jnp.zeros((1, 2), jnp.int32),)
+
+
+class Future(nn.Module):
+  """A block side by side for each token beyond the next one; their parameters are stacked like those of layers."""
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    """Returns x_KBTD, K being the tokens beyond the next."""
+    cfg = self.cfg
+    blocks = nn.vmap(Block, variable_axes={"params": 0, ROUTER: 0}, split_rngs={"params": True, "dropout": True},
+                     in_axes=((None, None), None, None), axis_size=cfg.num_future - 1,
+                     metadata_params={nn.PARTITION_NAME: "layers"})
+    (x_KBTD, _), _ = blocks(cfg, name="layers")((x_BTD, None), jnp.int32(cfg.num_layers - 1), context)
+    return x_KBTD
 
 
 class HeadTransform(nn.Module):

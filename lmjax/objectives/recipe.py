@@ -19,6 +19,7 @@ class Recipe:
     ordinary: [n] ids of all tokens that texts are made of.
     is_ordinary: [tokenizer's size] booleans.
     word_flags: [tokenizer's size] booleans each, see `Tokenizer.word_flags`; None where words do not matter.
+    num_future: tokens ahead that the model predicts at each place.
     texts: the set that the examples are of, for objectives that put texts together: `texts[i]` is a packed example,
       `texts.num_examples` their number.
   """
@@ -28,6 +29,7 @@ class Recipe:
   ordinary: np.ndarray
   is_ordinary: np.ndarray
   word_flags: tuple[np.ndarray, np.ndarray] | None = None
+  num_future: int = 1
   texts: Any = None
 
 
@@ -38,13 +40,15 @@ def make_recipe(config: Config, tokenizer: Any, special_tokens: Sequence[str], t
     config: the experiment.
     tokenizer: a `lmjax.data.tokenizer.Tokenizer`, which is given the special tokens that it lacks.
     special_tokens: names as `Tokenizer.add_special` takes them.
+    num_future: tokens ahead that the model predicts at each place.
     texts: the set that the examples are of.
   """
   special = tokenizer.add_special(special_tokens)
   is_ordinary = np.ones(tokenizer.size, bool)
   is_ordinary[tokenizer.special_ids()] = False
   flags = tokenizer.word_flags() if config.objective.mask_unit != "token" else None
-  return Recipe(config.objective, config.data.seq_len, special, np.flatnonzero(is_ordinary), is_ordinary, flags, texts)
+  return Recipe(config.objective, config.data.seq_len, special, np.flatnonzero(is_ordinary), is_ordinary, flags,
+                config.model.num_future, texts)
 
 
 def text_of(example: dict[str, np.ndarray]) -> np.ndarray:

@@ -11,10 +11,11 @@ from lmjax.config import MeshConfig
 
 CASES = {
     "causal_lm": dict(family="llama"),
+    "multi_token": dict(family=("llama", dict(num_future=3)), name="multi_token", future_weight=2.0),
     "masked_lm": dict(family=("bert", dict(head="lm", pooler="none")), name="masked_lm", mask_unit="word"),
     "sentence_pairs": dict(family="bert", name="masked_lm", sentence_pairs="next", sentence_weight=0.5),
 }
-SPLITS = [(1, 2), (1, 4), (8, 1), (8, 2)]
+SPLITS = [(1, 2), (1, 4), (8, 2)]
 
 
 @pytest.fixture(scope="module", params=CASES)
