@@ -44,6 +44,7 @@ def test_loss_is_that_of_the_formula_and_reads_nothing_later(made):
   batch = {name: jnp.asarray(value) for name, value in made.batch(2).items()}
   _, sums = multi_token.loss(model, params, batch, made.config.objective)
 
+  @jax.jit
   def outputs(tokens):
     (x, w, _), further = model.apply({"params": params}, tokens, method="future_outputs")
     return [jax.nn.log_softmax(y @ w.T) for y in (x, *further)]
