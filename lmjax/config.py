@@ -203,7 +203,10 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
   """What is minimised."""
-  name: str = setting("causal_lm", "Objective.", choices=("causal_lm", "masked_lm", "multi_token"))
+  name: str = setting(
+      "causal_lm", "Objective.", choices=(
+          "causal_lm", "multi_token", "prefix_lm", "fill_in_the_middle", "masked_lm", "span_corruption",
+          "mixture_of_denoisers"))
   mask_rate: float = setting(0.15, "Share of the tokens that masked_lm hides.", above=0, high=1)
   mask_unit: str = setting("token", "What is hidden at a time: tokens, words, or spans of words.",
                            choices=("token", "word", "span"))
@@ -215,6 +218,11 @@ class ObjectiveConfig:
       "are in order (ALBERT).", choices=("none", "next", "order"))
   future_weight: float = setting(1.0, "What the tokens beyond the next count together in multi_token.", low=0)
   sentence_weight: float = setting(1.0, "What the loss of the pairs counts.", low=0)
+  noise_density: float = setting(0.15, "Share of the tokens that span_corruption takes out.", above=0, high=0.99)
+  mean_span_length: float = setting(3.0, "Mean length of what it takes out at a time.", unit="tokens", low=1)
+  fim_rate: float = setting(0.5, "Share of the examples in which fill_in_the_middle rearranges a document.", low=0,
+                            high=1)
+  fim_spm_rate: float = setting(0.5, "Share of those in which the suffix comes first, not the prefix.", low=0, high=1)
   label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
   z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)
   router_balance: float = setting(

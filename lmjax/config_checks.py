@@ -139,12 +139,16 @@ def check_combinations(config: Any) -> None:
 _TRAINED = {
     "causal_lm": ("predicts each token from those before it", "decoder", "lm"),
     "multi_token": ("predicts several tokens from those before them", "decoder", "lm"),
+    "prefix_lm": ("predicts each token from those before it and a prefix", "decoder", "lm"),
+    "fill_in_the_middle": ("predicts each token from those before it", "decoder", "lm"),
     "masked_lm": ("tells hidden tokens from those on both sides", "encoder", "lm"),
+    "span_corruption": ("writes what is missing from a text", "encoder_decoder", "lm"),
+    "mixture_of_denoisers": ("writes what is missing from a text", "encoder_decoder", "lm"),
 }
 
 
 # Those whose loss has the routers' terms.
-_ROUTED = ("causal_lm",)
+_ROUTED = ("causal_lm", "prefix_lm", "fill_in_the_middle")
 
 
 def check_objective(config: Any) -> None:
@@ -167,6 +171,13 @@ def check_objective(config: Any) -> None:
     if getattr(model, name) != needed:
       raise UserError(f"config.objective.name is {objective.name}, which {does}, but config.model.{name} is "
                       f"{getattr(model, name)}; set it to {needed}, or another objective.")
+  for name, apart, joined in (("packing", "best_fit", "concat"), ("document_mask", True, False)):
+    if objective.name in ("span_corruption", "mixture_of_denoisers") and getattr(config.data, name) == apart:
+      raise UserError(f"config.objective.name is {objective.name}, which reads documents joined, but "
+                      f"config.data.{name} is {apart}, which keeps them apart; set it to {joined}.")
+  if objective.name == "prefix_lm" and model.attention_impl == "cudnn":
+    raise UserError("config.objective.name is prefix_lm, but config.model.attention_impl is cudnn, which does not do "
+                    "prefixes; set it to auto.")
 
 
 def _check_model(model: Any, seq_len: int) -> None:

@@ -19,7 +19,8 @@ _EOS_NAMES = (EOS, "</s>", "<eos>", "<|end_of_text|>", "<|end▁of▁sentence|>"
               "<EOS>", "[EOS]", "<|im_end|>", "[SEP]")
 
 # What the special tokens that objectives need are called; one that is missing is added by its first name.
-_NAMES = {"mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>", "<cls>"), "sep": ("[SEP]", "</s>", "<sep>")}
+_NAMES = {"mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>", "<cls>"), "sep": ("[SEP]", "</s>", "<sep>"),
+          "R": ("[R]", "[NLU]"), "S": ("[S]", "[S2S]"), "X": ("[X]", "[NLG]")}
 
 # How text is split before merging, after GPT-2 and its successors: a word takes along the one character before it (a
 # space, a dot, an underscore, an opening bracket); digits come in threes; punctuation takes along the line end and the
@@ -34,6 +35,7 @@ class Tokenizer:
   Attributes:
     size: number of token ids, the largest id plus one.
     eos_id: id of the token that ends a document.
+    start_id: id of the token that a decoder's text begins with: 0 where that is <pad>, as in T5, else `eos_id`.
     fingerprint: changes when an id of a text could.
   """
 
@@ -53,6 +55,7 @@ class Tokenizer:
     if not names:
       raise UserError(f"The tokenizer has no token that ends a document; it needs one of {', '.join(_EOS_NAMES)}.")
     self.eos_id = vocab[names[0]]
+    self.start_id = 0 if vocab.get("<pad>") == 0 else self.eos_id
 
   @property
   def size(self) -> int:
@@ -62,7 +65,7 @@ class Tokenizer:
     """Returns the ids of special tokens, after adding those that are missing behind all others.
 
     Args:
-      names: mask, cls, sep, or the token itself, such as <extra_id_0>.
+      names: mask, cls, sep, R, S, X, or the token itself, such as <extra_id_0>.
     """
     ids = {}
     for name in names:

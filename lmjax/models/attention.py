@@ -3,6 +3,7 @@
 Shapes: B batch, T query length, S key length, N query heads, K key-value heads, G = N / K, H head width, D model width.
 """
 
+import dataclasses
 from typing import Any, Callable
 
 from flax import linen as nn
@@ -71,12 +72,14 @@ class Context:
     bias_BNTS: added to the scores of self-attention; B may be 1.
     encoded_BSD: what cross-attention reads; None where the cache has its keys and values.
     encoded_segment_ids_BS: its segment ids; None means that all of it is seen.
+    prefix_BT: booleans of the tokens that are seen from both sides in a decoder; None means none.
   """
   positions_BT: jax.Array | None = None
   segment_ids_BT: jax.Array | None = None
   bias_BNTS: jax.Array | None = None
   encoded_BSD: jax.Array | None = None
   encoded_segment_ids_BS: jax.Array | None = None
+  prefix_BT: jax.Array | None = None
 
 
 class Attention(nn.Module):
@@ -157,7 +160,7 @@ class Attention(nn.Module):
                            cfg.position == "alibi", cfg.attention_scale)
       return dot_product_attention(
           q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT=positions_BT, key_positions_BS=key_positions_BS,
-          segment_ids_BT=context.segment_ids_BT, bias_BNTS=context.bias_BNTS,
+          segment_ids_BT=context.segment_ids_BT, prefix_BS=context.prefix_BT, bias_BNTS=context.bias_BNTS,
           implementation=cfg.attention_impl if cache is None else "xla")
     return _by_kind(local, attend), cache
 
@@ -185,7 +188,7 @@ def dot_product_attention(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, spec: AttentionSpec, *,
     query_positions_BT: jax.Array | None = None, key_positions_BS: jax.Array | None = None,
     segment_ids_BT: jax.Array | None = None, key_segment_ids_BS: jax.Array | None = None,
-    bias_BNTS: jax.Array | None = None, implementation: str = "auto") -> jax.Array:
+    prefix_BS: jax.Array | None = None, bias_BNTS: jax.Array | None = None, implementation: str = "auto") -> jax.Array:
   """Softmax(scale q k^T + bias) v under the mask that `spec`, positions and segment ids describe.
 
   Args:
@@ -198,6 +201,7 @@ def dot_product_attention(
     key_positions_BS: a key at a negative position is seen by nobody; None means 0, 1, 2, ...
     segment_ids_BT: queries see keys of their own segment only; None beside `key_segment_ids_BS` means all of segment 1.
     key_segment_ids_BS: of keys of another sequence; None means that keys stand where queries do, T = S.
+    prefix_BS: booleans of keys that queries see wherever they stand, such as those of a prefix; None means none.
     bias_BNTS: added to the scores; with it, all scores are made at once.
     implementation: "auto", "xla" (all scores at once), "chunked" (a block of scores at a time, made again in the
       backward pass), or "cudnn" (fused, NVIDIA).
@@ -209,9 +213,11 @@ def dot_product_attention(
     key_segment_ids_BS = segment_ids_BT
   elif segment_ids_BT is None:
     segment_ids_BT = jnp.ones(q_BTNH.shape[:2], key_segment_ids_BS.dtype)
+  if prefix_BS is not None:
+    spec = dataclasses.replace(spec, prefix=True)
   if bias_BNTS is not None:
     return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS,
-                bias_BNTS)
+                prefix_BS, bias_BNTS)
   if implementation == "auto":
     implementation = _choose(q_BTNH, spec, query_positions_BT, segment_ids_BT)
   if implementation == "cudnn":
@@ -219,12 +225,13 @@ def dot_product_attention(
   if implementation == "chunked" and query_positions_BT is None and key_positions_BS is None:
     groups = q_BTNH.shape[2] // k_BSKH.shape[2]
     each = lambda x: jnp.repeat(x, groups, axis=2) if groups > 1 else x
-    return blockwise_attention(q_BTNH, each(k_BSKH), each(v_BSKH), spec, segment_ids_BT)
-  return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS)
+    return blockwise_attention(q_BTNH, each(k_BSKH), each(v_BSKH), spec, segment_ids_BT, prefix_BS)
+  return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS,
+              prefix_BS)
 
 
 def _choose(q: jax.Array, spec: AttentionSpec, positions: Any, segment_ids: Any) -> str:
-  plain = spec.softcap is None and not spec.alibi and positions is None and segment_ids is None
+  plain = spec.softcap is None and not (spec.alibi or spec.prefix) and positions is None and segment_ids is None
   # 128 is what the fused kernels take on every card that has them.
   if platform() == "gpu" and plain and q.dtype != jnp.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
     return "cudnn"
@@ -233,6 +240,7 @@ def _choose(q: jax.Array, spec: AttentionSpec, positions: Any, segment_ids: Any)
 
 def _cudnn(q, k, v, spec: AttentionSpec, positions, segment_ids) -> jax.Array:
   refused = [name for name, given in (("attention_softcap", spec.softcap), ("alibi positions", spec.alibi),
+                                      ("prefixes", spec.prefix),
                                       ("documents in one example", segment_ids is not None),
                                       ("a key-value cache", positions is not None)) if given]
   if refused:
@@ -243,7 +251,7 @@ def _cudnn(q, k, v, spec: AttentionSpec, positions, segment_ids) -> jax.Array:
 
 
 def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_positions, segment_ids, key_segment_ids,
-         bias_BNTS=None) -> jax.Array:
+         prefix_BS, bias_BNTS=None) -> jax.Array:
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   q_BTKGH = (q_BTNH * spec.scale_of(H)).reshape(B, T, K, N // K, H)
@@ -257,7 +265,7 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_posit
     scores = scores - slopes * jnp.abs(query_at - key_at)[:, None, None].astype(jnp.float32)
   if bias_BNTS is not None:
     scores = scores + bias_BNTS.reshape(bias_BNTS.shape[0], K, N // K, T, S).astype(jnp.float32)
-  seen_BTS = seen(spec, query_at, key_at)
+  seen_BTS = seen(spec, query_at, key_at, None if prefix_BS is None else prefix_BS[:, None])
   if key_positions is not None:
     seen_BTS &= key_at >= 0
   if segment_ids is not None:

@@ -33,13 +33,15 @@ class _Rows(NamedTuple):
   Attributes:
     segment_ids: [..., T]; a query sees keys of its own segment.
     slopes: [..., 1, 1] ALiBi slope of the row's head.
+    prefix: [..., T] booleans; a query sees keys of the prefix wherever they stand.
   """
   segment_ids: jax.Array | None
   slopes: jax.Array | None
+  prefix: jax.Array | None
 
 
 def blockwise_attention(q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array, spec: AttentionSpec,
-                        segment_ids_BT: jax.Array | None = None) -> jax.Array:
+                        segment_ids_BT: jax.Array | None = None, prefix_BT: jax.Array | None = None) -> jax.Array:
   """Softmax(scale q k^T) v of rows with positions 0, 1, 2, ..., every one of which sees itself.
 
   Args:
@@ -48,6 +50,7 @@ def blockwise_attention(q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array,
     v_BTNH: values.
     spec: which keys are seen.
     segment_ids_BT: queries see keys of their own segment only; None means one segment a row.
+    prefix_BT: which keys are of a prefix, for a spec with one.
 
   Returns:
     [B, T, N, H] in the queries' type.
@@ -55,15 +58,15 @@ def blockwise_attention(q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array,
   B, T, N, H = q_BTNH.shape
   heads_first = lambda x: x.transpose(0, 2, 1, 3)
   q, k, v = heads_first(q_BTNH * spec.scale_of(H)), heads_first(k_BTNH), heads_first(v_BTNH)
-  ids = None if segment_ids_BT is None else segment_ids_BT[:, None]
+  ids, prefix = (None if x is None else x[:, None] for x in (segment_ids_BT, prefix_BT))
   slopes = jnp.asarray(alibi_slopes(N)).reshape(1, N, 1, 1) if spec.alibi else None
   together = _rows_together(B * N, T)
   if together == B * N:
-    return heads_first(_attend(spec, _all_at_once, q, k, v, _Rows(ids, slopes)))
+    return heads_first(_attend(spec, _all_at_once, q, k, v, _Rows(ids, slopes, prefix)))
   # One head's scores after another's, so that those of a block are still in the cache when they are used.
   fold = lambda x: None if x is None else jnp.broadcast_to(x, (B, N, *x.shape[2:])).reshape(
       B * N // together, together, *x.shape[2:])
-  args = jax.tree.map(fold, (q, k, v, _Rows(ids, slopes)))
+  args = jax.tree.map(fold, (q, k, v, _Rows(ids, slopes, prefix)))
   return heads_first(_attend(spec, _in_turn, *args).reshape(B, N, T, H))
 
 
@@ -164,8 +167,8 @@ def _scores(spec, raw, rows, queries, keys, query_axis, key_axis):
                       ((queries, key_axis), (keys, query_axis)))
   if spec.alibi:
     raw = raw - rows.slopes * jnp.abs(query_at - key_at).astype(jnp.float32)
-  sees = seen(spec, query_at, key_at)
+  at = lambda values, span, axis: jnp.expand_dims(values[..., slice(*span)], axis)
+  sees = seen(spec, query_at, key_at, None if rows.prefix is None else at(rows.prefix, keys, query_axis))
   if rows.segment_ids is not None:
-    at = lambda span, axis: jnp.expand_dims(rows.segment_ids[..., slice(*span)], axis)
-    sees = sees & (at(queries, key_axis) == at(keys, query_axis))
+    sees = sees & (at(rows.segment_ids, queries, key_axis) == at(rows.segment_ids, keys, query_axis))
   return jnp.where(sees, raw, _UNSEEN), slope

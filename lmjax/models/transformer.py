@@ -143,7 +143,8 @@ class Transformer(nn.Module):
   def features(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
                segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None,
                cache: KVCache | None = None, encoded_BSD: jax.Array | None = None,
-               encoded_segment_ids_BS: jax.Array | None = None) -> tuple[jax.Array, KVCache | None]:
+               encoded_segment_ids_BS: jax.Array | None = None,
+               prefix_BT: jax.Array | None = None) -> tuple[jax.Array, KVCache | None]:
     """Returns x_BTD, what the head reads, and the cache with this call's keys and values."""
     if cache is not None:
       cache = cache.extend(positions_BT)
@@ -154,7 +155,7 @@ class Transformer(nn.Module):
       positions_BT = jnp.where(real_BT, jnp.cumsum(real_BT, axis=1), 0) - 1
     x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT, token_types_BT))
     context = Context(positions_BT, segment_ids_BT, self._bias(tokens_BT, positions_BT, cache), encoded_BSD,
-                      encoded_segment_ids_BS)
+                      encoded_segment_ids_BS, prefix_BT)
     (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(self.cfg.num_layers), context)
     if self.is_initializing() and self.cfg.num_future > 1:
       self.future(x_BTD, context)

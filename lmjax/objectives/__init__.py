@@ -1,7 +1,8 @@
 """Objectives: a module each, with `make_example` for the host and `loss` for the device.
 
-A module may also say how much text an example takes (`text_len`), which special tokens it needs (`SPECIAL_TOKENS`), and
-what terms of its loss beside the first count (`term_weights`).
+A module may also say how much text an example takes (`text_len`), which special tokens it needs (`SPECIAL_TOKENS`, or
+`special_tokens` where that depends on the settings), and what terms of its loss beside the first count
+(`term_weights`).
 """
 
 import functools
@@ -11,16 +12,29 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.config import Config, ObjectiveConfig
-from lmjax.objectives import causal_lm, masked_lm, multi_token
+from lmjax.objectives import (
+  causal_lm,
+  fill_in_the_middle,
+  masked_lm,
+  mixture_of_denoisers,
+  multi_token,
+  prefix_lm,
+  span_corruption,
+)
 from lmjax.objectives.recipe import make_recipe
 
-OBJECTIVES = {"causal_lm": causal_lm, "masked_lm": masked_lm, "multi_token": multi_token}
+OBJECTIVES = {
+    "causal_lm": causal_lm, "multi_token": multi_token, "prefix_lm": prefix_lm,
+    "fill_in_the_middle": fill_in_the_middle, "masked_lm": masked_lm, "span_corruption": span_corruption,
+    "mixture_of_denoisers": mixture_of_denoisers}
 
 
 def text_needs(config: Config) -> tuple[int, Sequence[str]]:
   """Returns the tokens of text in an example and the special tokens that an experiment's objective needs."""
   module = OBJECTIVES[config.objective.name]
   text_len = module.text_len(config) if hasattr(module, "text_len") else config.data.seq_len
+  if hasattr(module, "special_tokens"):
+    return text_len, module.special_tokens(config)
   return text_len, getattr(module, "SPECIAL_TOKENS", ())
 
 

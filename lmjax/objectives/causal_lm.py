@@ -25,7 +25,7 @@ def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveCon
     model: a Flax module with `features_and_output`.
     params: its parameters.
     batch: `inputs`, `targets` [B, T] int32, `weights` [B, T] float32, and `positions`, `segment_ids` [B, T] where
-      attention stays within documents.
+      attention stays within documents, and `prefix` [B, T] where some tokens are seen from both sides (prefix_lm.py).
     cfg: the objective's settings.
     rngs: keys by name; a "dropout" key turns dropout on.
 
@@ -33,8 +33,9 @@ def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveCon
     The sum to differentiate, and sums to report, of which `weight` is what to divide by; with experts, those of
     `moe.router_sums` too, without the weights that they have in the first sum.
   """
+  prefix = {"prefix_BT": batch["prefix"] > 0} if "prefix" in batch else {}
   (x_BTD, w_VD, bias_V), reported = model.apply(
-      {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"), rngs=rngs,
+      {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"), **prefix, rngs=rngs,
       method="features_and_output", mutable=[ROUTER])
   total, sums = cross_entropy(x_BTD, w_VD, batch["targets"], batch["weights"], loss_options(cfg, model.cfg), bias_V)
   if model.cfg.num_experts:

@@ -16,6 +16,9 @@ class Recipe:
     cfg: the objective's settings.
     seq_len: T, length of what the model reads.
     special: ids of special tokens by name.
+    eos_id: of the token that ends a text.
+    start_id: of the token that a text begins with which a decoder writes after an encoder has read another: token 0
+      where that is <pad>, as in T5; else the one that ends a text, as in BART.
     ordinary: [n] ids of all tokens that texts are made of.
     is_ordinary: [tokenizer's size] booleans.
     word_flags: [tokenizer's size] booleans each, see `Tokenizer.word_flags`; None where words do not matter.
@@ -26,6 +29,8 @@ class Recipe:
   cfg: ObjectiveConfig
   seq_len: int
   special: dict[str, int]
+  eos_id: int
+  start_id: int
   ordinary: np.ndarray
   is_ordinary: np.ndarray
   word_flags: tuple[np.ndarray, np.ndarray] | None = None
@@ -47,8 +52,8 @@ def make_recipe(config: Config, tokenizer: Any, special_tokens: Sequence[str], t
   is_ordinary = np.ones(tokenizer.size, bool)
   is_ordinary[tokenizer.special_ids()] = False
   flags = tokenizer.word_flags() if config.objective.mask_unit != "token" else None
-  return Recipe(config.objective, config.data.seq_len, special, np.flatnonzero(is_ordinary), is_ordinary, flags,
-                config.model.num_future, texts)
+  return Recipe(config.objective, config.data.seq_len, special, tokenizer.eos_id, tokenizer.start_id,
+                np.flatnonzero(is_ordinary), is_ordinary, flags, config.model.num_future, texts)
 
 
 def text_of(example: dict[str, np.ndarray]) -> np.ndarray:

@@ -13,6 +13,8 @@ CASES = {
     "causal_lm": dict(family="llama"),
     "multi_token": dict(family=("llama", dict(num_future=3)), name="multi_token", future_weight=2.0),
     "masked_lm": dict(family=("bert", dict(head="lm", pooler="none")), name="masked_lm", mask_unit="word"),
+    "span_corruption": dict(family="t5", name="span_corruption"),
+    "prefix_lm": dict(family="llama", name="prefix_lm"),
     "sentence_pairs": dict(family="bert", name="masked_lm", sentence_pairs="next", sentence_weight=0.5),
 }
 SPLITS = [(1, 2), (1, 4), (8, 2)]
