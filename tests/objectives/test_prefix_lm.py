@@ -10,7 +10,6 @@ from lmjax.config_checks import check_objective
 from lmjax.data.packing import Concat
 from lmjax.models import blockwise, families
 from lmjax.models.transformer import init_params, make_model
-from tests.objectives.test_fill_in_the_middle import EOS, Store
 
 
 def test_prefixes_have_all_lengths_and_targets_after_them_count(task):
@@ -27,9 +26,9 @@ def test_prefixes_have_all_lengths_and_targets_after_them_count(task):
   assert np.mean(lengths) == pytest.approx(0.5, abs=0.04) and min(lengths) == 0 and max(lengths) == 1
 
 
-def test_each_document_has_a_prefix_of_its_own(task):
+def test_each_document_has_a_prefix_of_its_own(task, store):
   made = task("llama", seq_len=32, name="prefix_lm")
-  packed = Concat(Store((9, 4, 12, 60, 7, 3, 20, 1, 16)), 32, EOS, document_mask=True)
+  packed = Concat(store((9, 4, 12, 60, 7, 3, 20, 1, 16)), 32, 256, document_mask=True)
   for number in range(len(packed)):
     example = packed[number]
     row = made.make(example, (0, number))
