@@ -9,6 +9,7 @@ from lmjax.config import ModelConfig, UserError, base_config, from_config_dict, 
 from lmjax.config_checks import check_objective
 from lmjax.data.packing import Concat
 from lmjax.models import blockwise, families
+from lmjax.models.attention import AttentionSpec, dot_product_attention
 from lmjax.models.transformer import init_params, make_model
 
 
@@ -83,3 +84,18 @@ def test_a_kernel_without_prefixes_is_refused():
   config.train.num_steps, config.objective.name = 1, "prefix_lm"
   with pytest.raises(UserError, match="config.model.attention_impl is cudnn, which does not do prefixes; set it to au"):
     check_objective(resolve_model(from_config_dict(config), 256))
+
+
+def test_both_implementations_have_the_same_gradients_where_rows_differ():
+  """Rows long enough to be folded, a part of the heads after another, and cut into many blocks."""
+  B, T, N, H = 3, 600, 6, 8
+  q, k, v = (jax.random.normal(key, (B, T, N, H)) for key in jax.random.split(jax.random.key(0), 3))
+  prefix = jnp.arange(T) < jnp.array([[1], [250], [600]])
+  assert blockwise._rows_together(B * N, T) < B * N
+
+  def grads(implementation):
+    attend = lambda *x: dot_product_attention(*x, AttentionSpec(), prefix_BS=prefix, implementation=implementation)
+    return jax.jit(jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x))), (0, 1, 2)))(q, k, v)
+
+  for one, other in zip(grads("xla"), grads("chunked")):
+    np.testing.assert_allclose(one, other, atol=2e-5)
