@@ -1,10 +1,10 @@
 """UL2's mixture of denoisers (Tay et al. 2022, arXiv 2205.05131, section 3.1 and table 1).
 
-Each text is corrupted as in span_corruption.py by one of seven denoisers, all equally likely: two with short spans (R),
-one that cuts the last quarter off, which makes a language model of a prefix (S), and four with long spans or much noise
-(X). Which kind it was the encoder reads first, as a token [R], [S] or [X]; a tokenizer that has [NLU], [S2S] or [NLG],
-as the released models call them, keeps its own. The text is as long as fits whatever is drawn, so that all rows have
-the same shapes.
+Each text is corrupted as in span_corruption.py by one of the seven denoisers of the table, here all equally likely: two
+with short spans and little noise (R), one that cuts the last quarter off, which makes a language model of a prefix (S),
+and four with long spans or much noise (X). Which kind it was the encoder reads first, as a token [R], [S] or [X]; a
+tokenizer that has [NLU], [S2S] or [NLG], as the released models call them, keeps its own. The text is as long as fits
+whatever is drawn, so that all rows have the same shapes.
 """
 
 import numpy as np

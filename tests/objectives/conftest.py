@@ -1,5 +1,7 @@
 """Texts and recipes for tests of objectives."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,19 @@ class Texts:
     example = {"inputs": tokens[:-1], "targets": tokens[1:]}
     return {name: np.where(real, value, 0).astype(np.int32) for name, value in example.items()} | {
         "weights": real.astype(np.float32)}
+
+
+@dataclasses.dataclass
+class Store:
+  """Documents of random bytes, each with its end token; stands for `lmjax.data.token_store.TokenStore`."""
+  lengths: tuple
+
+  def __post_init__(self):
+    rng = np.random.default_rng(0)
+    documents = [np.append(rng.integers(97, 123, length), 256) for length in self.lengths]
+    self.tokens = np.concatenate(documents).astype(np.uint16)
+    self.ends = np.cumsum([len(document) for document in documents])
+    self.num_tokens = len(self.tokens)
 
 
 class Task:
@@ -56,3 +71,9 @@ class Task:
 def task():
   """Returns the class `Task`."""
   return Task
+
+
+@pytest.fixture(scope="session")
+def store():
+  """Returns the class `Store`."""
+  return Store

@@ -1,7 +1,5 @@
 """What a rearranged example holds: the whole text, cut in three, in both orders, at the rates asked for."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -9,19 +7,6 @@ from lmjax.data.packing import BestFit, Concat
 from lmjax.objectives import causal_lm, fill_in_the_middle
 
 T, EOS = 32, 256
-
-
-@dataclasses.dataclass
-class Store:
-  """Documents of random bytes, each with its end token; stands for `lmjax.data.token_store.TokenStore`."""
-  lengths: tuple
-
-  def __post_init__(self):
-    rng = np.random.default_rng(0)
-    documents = [np.append(rng.integers(97, 123, length), EOS) for length in self.lengths]
-    self.tokens = np.concatenate(documents).astype(np.uint16)
-    self.ends = np.cumsum([len(document) for document in documents])
-    self.num_tokens = len(self.tokens)
 
 
 def special(made):
@@ -75,10 +60,10 @@ def test_rates_of_nothing_and_all(task, rates, order, least):
   assert orders.count(order) >= least and {*orders} - {order} <= {"spm"}
 
 
-def test_cuts_fall_everywhere(task):
+def test_cuts_fall_everywhere(task, store):
   """Of two places among 0 ... n drawn alike, the three parts are as long as each other on average, and may be empty."""
   made = task("llama", seq_len=T, name="fill_in_the_middle", fim_rate=1.0, fim_spm_rate=0.0)
-  example = {name: values[:T - 3] for name, values in Concat(Store((200,)), T - 3, EOS, False)[1].items()}
+  example = {name: values[:T - 3] for name, values in Concat(store((200,)), T - 3, EOS, False)[1].items()}
   rows = [made.make(example, (0, place)) for place in range(2000)]
   lengths = np.array([[len(part) for part in restored(made, row["targets"])[2]] for row in rows])
   assert (lengths.sum(axis=1) == T - 3).all() and (lengths.min(axis=0) == 0).all()
@@ -88,9 +73,9 @@ def test_cuts_fall_everywhere(task):
 @pytest.mark.parametrize("pack", [
     lambda store: Concat(store, T - 3, EOS, False), lambda store: Concat(store, T - 3, EOS, True),
     lambda store: BestFit(store, T - 3, EOS)], ids=["joined", "document_mask", "best_fit"])
-def test_one_document_of_several_is_rearranged_and_keeps_to_itself(task, pack):
+def test_one_document_of_several_is_rearranged_and_keeps_to_itself(task, store, pack):
   made = task("llama", seq_len=T, name="fill_in_the_middle", fim_rate=1.0, fim_spm_rate=0.0)
-  packed, met = pack(Store((9, 4, 12, 60, 7, 3, 20, 1, 16))), 0
+  packed, met = pack(store((9, 4, 12, 60, 7, 3, 20, 1, 16))), 0
   for number in range(len(packed)):
     example = packed[number]
     text = example["targets"][example["weights"] > 0]

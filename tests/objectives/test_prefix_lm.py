@@ -9,8 +9,8 @@ from lmjax.config import ModelConfig, UserError, base_config, from_config_dict, 
 from lmjax.config_checks import check_objective
 from lmjax.data.packing import Concat
 from lmjax.models import blockwise, families
+from lmjax.models.attention import AttentionSpec, dot_product_attention
 from lmjax.models.transformer import init_params, make_model
-from tests.objectives.test_fill_in_the_middle import EOS, Store
 
 
 def test_prefixes_have_all_lengths_and_targets_after_them_count(task):
@@ -27,9 +27,9 @@ def test_prefixes_have_all_lengths_and_targets_after_them_count(task):
   assert np.mean(lengths) == pytest.approx(0.5, abs=0.04) and min(lengths) == 0 and max(lengths) == 1
 
 
-def test_each_document_has_a_prefix_of_its_own(task):
+def test_each_document_has_a_prefix_of_its_own(task, store):
   made = task("llama", seq_len=32, name="prefix_lm")
-  packed = Concat(Store((9, 4, 12, 60, 7, 3, 20, 1, 16)), 32, EOS, document_mask=True)
+  packed = Concat(store((9, 4, 12, 60, 7, 3, 20, 1, 16)), 32, 256, document_mask=True)
   for number in range(len(packed)):
     example = packed[number]
     row = made.make(example, (0, number))
@@ -84,3 +84,18 @@ def test_a_kernel_without_prefixes_is_refused():
   config.train.num_steps, config.objective.name = 1, "prefix_lm"
   with pytest.raises(UserError, match="config.model.attention_impl is cudnn, which does not do prefixes; set it to au"):
     check_objective(resolve_model(from_config_dict(config), 256))
+
+
+def test_both_implementations_have_the_same_gradients_where_rows_differ():
+  """Rows long enough to be folded, a part of the heads after another, and cut into many blocks."""
+  B, T, N, H = 3, 600, 6, 8
+  q, k, v = (jax.random.normal(key, (B, T, N, H)) for key in jax.random.split(jax.random.key(0), 3))
+  prefix = jnp.arange(T) < jnp.array([[1], [250], [600]])
+  assert blockwise._rows_together(B * N, T) < B * N
+
+  def grads(implementation):
+    attend = lambda *x: dot_product_attention(*x, AttentionSpec(), prefix_BS=prefix, implementation=implementation)
+    return jax.jit(jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x))), (0, 1, 2)))(q, k, v)
+
+  for one, other in zip(grads("xla"), grads("chunked")):
+    np.testing.assert_allclose(one, other, atol=2e-5)
