@@ -201,7 +201,7 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
   """What is minimised."""
-  name: str = setting("causal_lm", "Objective.", choices=("causal_lm", "masked_lm"))
+  name: str = setting("causal_lm", "Objective.", choices=("causal_lm", "masked_lm", "permutation_lm"))
   mask_rate: float = setting(0.15, "Share of the tokens that masked_lm hides.", above=0, high=1)
   mask_unit: str = setting("token", "What is hidden at a time: tokens, words, or spans of words.",
                            choices=("token", "word", "span"))
@@ -212,6 +212,9 @@ class ObjectiveConfig:
       "none", "What is told of pairs of texts: nothing, whether the second is the next one (BERT), or whether the two "
       "are in order (ALBERT).", choices=("none", "next", "order"))
   sentence_weight: float = setting(1.0, "What the loss of the pairs counts.", low=0)
+  predict_fraction: float = setting(
+      1 / 6, "Share of the tokens that permutation_lm predicts: the 1/K of XLNet's section 2.3.", above=0, high=1)
+  memory: bool = setting(False, "Whether permutation_lm reads as much text again before a text, for its memory.")
   label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
   z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)
   router_balance: float = setting(

@@ -132,6 +132,7 @@ def check_combinations(config: Any) -> None:
 _TRAINED = {
     "causal_lm": ("predicts each token from those before it", "decoder", "lm"),
     "masked_lm": ("tells hidden tokens from those on both sides", "encoder", "lm"),
+    "permutation_lm": ("predicts tokens in an order drawn for each text", "xlnet", "lm"),
 }
 
 
@@ -148,6 +149,20 @@ def check_objective(config: Any) -> None:
     if getattr(model, name) != needed:
       raise UserError(f"config.objective.name is {objective.name}, which {does}, but config.model.{name} is "
                       f"{getattr(model, name)}; set it to {needed}, or another objective.")
+  if objective.name == "permutation_lm":
+    _check_permutation(model, objective, config.data)
+
+
+def _check_permutation(model: Any, objective: Any, data: Any) -> None:
+  if model.unidirectional:
+    raise UserError("config.model.unidirectional is True, so that a token sees none after it, but the orders that "
+                    "config.objective.name = permutation_lm draws go both ways; set it to False.")
+  if objective.memory and model.memory_reuse_len is not None:
+    raise UserError(f"config.model.memory_reuse_len is {model.memory_reuse_len}, which leaves a gap between the memory "
+                    "of config.objective.memory and the text that goes on from it; set it to None.")
+  if objective.memory and (data.packing != "concat" or data.document_mask):
+    raise UserError("config.objective.memory reads on from one part of a text to the next, whatever documents they are "
+                    "of, but config.data.packing or document_mask keeps documents apart; set them to concat and False.")
 
 
 def _check_model(model: Any, seq_len: int) -> None:

@@ -21,6 +21,7 @@ class Recipe:
     word_flags: [tokenizer's size] booleans each, see `Tokenizer.word_flags`; None where words do not matter.
     texts: the set that the examples are of, for objectives that put texts together: `texts[i]` is a packed example,
       `texts.num_examples` their number.
+    reverse_half: whether the model reads half of the texts from end to start.
   """
   cfg: ObjectiveConfig
   seq_len: int
@@ -29,6 +30,7 @@ class Recipe:
   is_ordinary: np.ndarray
   word_flags: tuple[np.ndarray, np.ndarray] | None = None
   texts: Any = None
+  reverse_half: bool = False
 
 
 def make_recipe(config: Config, tokenizer: Any, special_tokens: Sequence[str], texts: Any) -> Recipe:
@@ -44,7 +46,8 @@ def make_recipe(config: Config, tokenizer: Any, special_tokens: Sequence[str], t
   is_ordinary = np.ones(tokenizer.size, bool)
   is_ordinary[tokenizer.special_ids()] = False
   flags = tokenizer.word_flags() if config.objective.mask_unit != "token" else None
-  return Recipe(config.objective, config.data.seq_len, special, np.flatnonzero(is_ordinary), is_ordinary, flags, texts)
+  return Recipe(config.objective, config.data.seq_len, special, np.flatnonzero(is_ordinary), is_ordinary, flags, texts,
+                config.model.reverse_half)
 
 
 def text_of(example: dict[str, np.ndarray]) -> np.ndarray:
@@ -52,8 +55,8 @@ def text_of(example: dict[str, np.ndarray]) -> np.ndarray:
   return example["targets"][example["weights"] > 0]
 
 
-def padded(values: np.ndarray, length: int, dtype: Any = np.int32) -> np.ndarray:
-  """Returns values followed by zeros."""
-  row = np.zeros(length, dtype)
+def padded(values: np.ndarray, length: int, dtype: Any = np.int32, fill: Any = 0) -> np.ndarray:
+  """Returns values followed by what fills the row."""
+  row = np.full(length, fill, dtype)
   row[:len(values)] = values
   return row

@@ -13,6 +13,8 @@ CASES = {
     "causal_lm": dict(family="llama"),
     "masked_lm": dict(family=("bert", dict(head="lm", pooler="none")), name="masked_lm", mask_unit="word"),
     "sentence_pairs": dict(family="bert", name="masked_lm", sentence_pairs="next", sentence_weight=0.5),
+    "permutation_lm": dict(family=("xlnet", dict(reverse_half=True, memory_len=20)), name="permutation_lm",
+                           memory=True),
 }
 SPLITS = [(1, 2), (1, 4), (8, 1), (8, 2)]
 
