@@ -132,6 +132,7 @@ def check_combinations(config: Any) -> None:
 _TRAINED = {
     "causal_lm": ("predicts each token from those before it", "decoder", "lm"),
     "masked_lm": ("tells hidden tokens from those on both sides", "encoder", "lm"),
+    "replaced_tokens": ("tells tokens that a generator has replaced", "electra", "replaced"),
     "permutation_lm": ("predicts tokens in an order drawn for each text", "xlnet", "lm"),
 }
 
@@ -149,6 +150,9 @@ def check_objective(config: Any) -> None:
     if getattr(model, name) != needed:
       raise UserError(f"config.objective.name is {objective.name}, which {does}, but config.model.{name} is "
                       f"{getattr(model, name)}; set it to {needed}, or another objective.")
+  if objective.name == "replaced_tokens" and objective.sentence_pairs != "none":
+    raise UserError(f"config.objective.sentence_pairs is {objective.sentence_pairs}, which config.objective.name = "
+                    "replaced_tokens does not tell; set it to none.")
   if objective.name == "permutation_lm":
     _check_permutation(model, objective, config.data)
 
@@ -211,18 +215,23 @@ def _check_model(model: Any, seq_len: int) -> None:
                     "config.model.max_positions; shorten the one or raise the other.")
 
 
-# What an encoder-decoder and XLNet have in one form only, and what XLNet alone has, with the value that is off.
+# What an encoder-decoder, XLNet and ELECTRA have in one form only, and what XLNet or ELECTRA alone has, with the value
+# that is off.
 _ENCODER_DECODER = {"head": "lm", "num_experts": 0, "attention_window": None, "attention_pattern": (), "token_types": 0}
 _XLNET = {"block": "post", "position": "relative", "qk_norm": "none", "attention_window": None, "attention_pattern": (),
           "attention_softcap": None, "logit_softcap": None, "token_types": 0, "head_transform": False,
           "scale_logits": False, "num_experts": 0}
 _ONLY_XLNET = {"distance_clamp": None, "memory_len": None, "memory_reuse_len": None, "memory_same_len": False,
                "unidirectional": False, "reverse_half": False}
+_ELECTRA = {"head": "replaced", "tie_embeddings": True, "head_transform": True, "num_experts": 0}
+_ONLY_ELECTRA = {"generator_fraction": 0.25}
+_FORMS = {"encoder_decoder": _ENCODER_DECODER, "xlnet": _XLNET, "electra": _ELECTRA}
 
 
 def _check_architecture(model: Any) -> None:
   is_xlnet, two_sided = model.architecture == "xlnet", model.architecture == "encoder_decoder"
-  only = _XLNET if is_xlnet else {**_ONLY_XLNET, **(_ENCODER_DECODER if two_sided else {})}
+  only = {**({} if is_xlnet else _ONLY_XLNET), **({} if model.architecture == "electra" else _ONLY_ELECTRA),
+          **_FORMS.get(model.architecture, {})}
   if two_sided and model.block in ("parallel", "parallel_two"):
     raise UserError(f"config.model.block is {model.block!r}, which has no place for cross-attention; set it to 'pre', "
                     "or config.model.architecture to another than encoder_decoder.")

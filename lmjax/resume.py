@@ -15,12 +15,12 @@ from lmjax.config import Config, UserError, from_config_dict, resolve_model
 # They say which examples a step sees, what the model is, and what the state holds; or they have had their effect on
 # the initial parameters, and the run's record would no longer be true.
 FIXED = (
-    "seed", "train.batch_size", "objective.name", "objective.sentence_pairs", "objective.memory",
-    "optim.name",
+    "seed", "train.batch_size", "objective.name", "objective.sentence_pairs", "objective.memory", "optim.name",
     "data.source", "data.weights", "data.text_field", "data.validation_fraction", "data.tokenizer",
     "data.tokenizer_vocab_size", "data.seq_len", "data.packing", "data.document_mask", "data.shuffle",
-    "model.architecture", "model.num_layers", "model.num_decoder_layers", "model.share_layers", "model.embed_dim",
-    "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.mlp_dim", "model.vocab_size",
+    "model.architecture", "model.num_layers", "model.num_decoder_layers", "model.share_layers",
+    "model.generator_fraction", "model.embed_dim", "model.num_heads", "model.num_kv_heads", "model.head_dim",
+    "model.mlp_dim", "model.vocab_size",
     "model.embedding_dim", "model.embedding_norm", "model.share_embeddings", "model.token_types", "model.max_positions",
     "model.position_offset",
     "model.block", "model.norm", "model.norm_eps", "model.norm_bias", "model.norm_offset", "model.position",
@@ -43,6 +43,7 @@ WARNED = (
     "train.spike_threshold", "model.dropout", "model.dtype", "objective.label_smoothing", "objective.z_loss",
     "objective.router_balance", "objective.router_z_loss", "objective.mask_rate", "objective.mask_unit",
     "objective.mask_random", "objective.mask_same", "objective.sentence_weight", "objective.predict_fraction",
+    "objective.replaced_weight",
     "optim.learning_rate", "optim.schedule", "optim.warmup_steps", "optim.warmup_tokens", "optim.warmup_epochs",
     "optim.decay_steps", "optim.decay_tokens", "optim.decay_epochs", "optim.final_learning_rate_ratio", "optim.beta1",
     "optim.beta2", "optim.momentum", "optim.eps", "optim.weight_decay", "optim.clip_norm",

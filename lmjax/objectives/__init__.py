@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.config import Config, ObjectiveConfig
-from lmjax.objectives import causal_lm, masked_lm, permutation_lm
+from lmjax.objectives import causal_lm, masked_lm, permutation_lm, replaced_tokens
 from lmjax.objectives.recipe import make_recipe
 
-OBJECTIVES = {"causal_lm": causal_lm, "masked_lm": masked_lm, "permutation_lm": permutation_lm}
+OBJECTIVES = {"causal_lm": causal_lm, "masked_lm": masked_lm, "replaced_tokens": replaced_tokens,
+              "permutation_lm": permutation_lm}
 
 
 def text_needs(config: Config) -> tuple[int, Sequence[str]]:
