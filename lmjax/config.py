@@ -48,12 +48,16 @@ class ModelConfig:
   """The architecture. Presets for the published families are in `lmjax/models/families.py`."""
   architecture: str = setting(
       "decoder", "Which tokens a token sees: those before it (decoder), all (encoder), or those before it and an "
-      "encoder's (encoder_decoder).", choices=("decoder", "encoder", "encoder_decoder", "xlnet"))
+      "encoder's (encoder_decoder); xlnet has its own kind of attention, and electra is two encoders, of which one is "
+      "to tell what the other has put in.", choices=("decoder", "encoder", "encoder_decoder", "xlnet", "electra"))
   num_layers: int = setting(4, "Transformer blocks, or those of the encoder.", low=1, high=_MAX_SIZE)
   num_decoder_layers: int | None = setting(
       None, "Blocks of the decoder of an encoder-decoder; None means num_layers.", low=1, high=_MAX_SIZE)
   num_future: int = setting(1, "Tokens ahead that a decoder predicts at each place, each beyond the first with a block "
                             "of its own (see objectives/multi_token.py).", low=1, high=64)
+  generator_fraction: float = setting(
+      0.25, "Share of the heads, and with them of the width and the MLP, that ELECTRA's generator has.", above=0,
+      high=1)
   share_layers: bool = setting(False, "Whether all blocks have the same parameters (ALBERT).")
   embed_dim: int = setting(128, "Width of the residual stream (D).", low=1, high=_MAX_SIZE)
   num_heads: int = setting(4, "Query heads (N).", low=1, high=_MAX_SIZE)
@@ -205,9 +209,9 @@ class ObjectiveConfig:
   """What is minimised."""
   name: str = setting(
       "causal_lm", "Objective.", choices=(
-          "causal_lm", "multi_token", "prefix_lm", "fill_in_the_middle", "masked_lm", "span_corruption",
-          "mixture_of_denoisers"))
-  mask_rate: float = setting(0.15, "Share of the tokens that masked_lm hides.", above=0, high=1)
+          "causal_lm", "multi_token", "prefix_lm", "fill_in_the_middle", "masked_lm", "replaced_tokens",
+          "permutation_lm", "span_corruption", "mixture_of_denoisers"))
+  mask_rate: float = setting(0.15, "Share of the tokens that masked_lm and replaced_tokens hide.", above=0, high=1)
   mask_unit: str = setting("token", "What is hidden at a time: tokens, words, or spans of words.",
                            choices=("token", "word", "span"))
   mask_random: float = setting(0.1, "Share of the hidden tokens that become a random one and not [MASK].", low=0,
@@ -223,6 +227,11 @@ class ObjectiveConfig:
   fim_rate: float = setting(0.5, "Share of the examples in which fill_in_the_middle rearranges a document.", low=0,
                             high=1)
   fim_spm_rate: float = setting(0.5, "Share of those in which the suffix comes first, not the prefix.", low=0, high=1)
+  replaced_weight: float = setting(
+      50.0, "What the loss of ELECTRA's discriminator counts beside that of its generator.", low=0)
+  predict_fraction: float = setting(
+      1 / 6, "Share of the tokens that permutation_lm predicts: the 1/K of XLNet's section 2.3.", above=0, high=1)
+  memory: bool = setting(False, "Whether permutation_lm reads as much text again before a text, for its memory.")
   label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
   z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)
   router_balance: float = setting(
@@ -468,6 +477,21 @@ def fill_sizes(model: ModelConfig) -> ModelConfig:
                   else model.expert_dim),
       embedding_dim=default("embedding_dim", model.embed_dim),
       **{name: default(name, model.use_bias) for name in ("qkv_bias", "out_bias", "mlp_bias")})
+
+
+def electra_parts(model: ModelConfig) -> tuple[ModelConfig, ModelConfig]:
+  """Returns the generator and the discriminator of an ELECTRA, whose sizes are resolved.
+
+  The generator has `generator_fraction` of the heads, rounded and at least one, which keep their width, and the same
+  share of the width and of the MLP; its embeddings are as wide as the other's (arXiv 2003.10555, table 6).
+  """
+  heads = max(1, round(model.generator_fraction * model.num_heads))
+  share = lambda size: max(1, size * heads // model.num_heads)
+  discriminator = dataclasses.replace(model, architecture="encoder", generator_fraction=0.25)
+  generator = dataclasses.replace(
+      discriminator, head="lm", pooler="none", num_heads=heads, num_kv_heads=share(model.num_kv_heads),
+      embed_dim=share(model.embed_dim), mlp_dim=share(model.mlp_dim))
+  return generator, discriminator
 
 
 def _shortest(model: ModelConfig) -> tuple:

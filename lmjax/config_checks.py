@@ -144,6 +144,8 @@ _TRAINED = {
     "masked_lm": ("tells hidden tokens from those on both sides", "encoder", "lm"),
     "span_corruption": ("writes what is missing from a text", "encoder_decoder", "lm"),
     "mixture_of_denoisers": ("writes what is missing from a text", "encoder_decoder", "lm"),
+    "replaced_tokens": ("tells tokens that a generator has replaced", "electra", "replaced"),
+    "permutation_lm": ("predicts tokens in an order drawn for each text", "xlnet", "lm"),
 }
 
 
@@ -178,6 +180,23 @@ def check_objective(config: Any) -> None:
   if objective.name == "prefix_lm" and model.attention_impl == "cudnn":
     raise UserError("config.objective.name is prefix_lm, but config.model.attention_impl is cudnn, which does not do "
                     "prefixes; set it to auto.")
+  if objective.name == "replaced_tokens" and objective.sentence_pairs != "none":
+    raise UserError(f"config.objective.sentence_pairs is {objective.sentence_pairs}, which config.objective.name = "
+                    "replaced_tokens does not tell; set it to none.")
+  if objective.name == "permutation_lm":
+    _check_permutation(model, objective, config.data)
+
+
+def _check_permutation(model: Any, objective: Any, data: Any) -> None:
+  if model.unidirectional:
+    raise UserError("config.model.unidirectional is True, so that a token sees none after it, but the orders that "
+                    "config.objective.name = permutation_lm draws go both ways; set it to False.")
+  if objective.memory and model.memory_reuse_len is not None:
+    raise UserError(f"config.model.memory_reuse_len is {model.memory_reuse_len}, which leaves a gap between the memory "
+                    "of config.objective.memory and the text that goes on from it; set it to None.")
+  if objective.memory and (data.packing != "concat" or data.document_mask):
+    raise UserError("config.objective.memory reads on from one part of a text to the next, whatever documents they are "
+                    "of, but config.data.packing or document_mask keeps documents apart; set them to concat and False.")
 
 
 def _check_model(model: Any, seq_len: int) -> None:
@@ -226,7 +245,8 @@ def _check_model(model: Any, seq_len: int) -> None:
                     "config.model.max_positions; shorten the one or raise the other.")
 
 
-# What an encoder-decoder and XLNet have in one form only, and what XLNet alone has, with the value that is off.
+# What encoder-decoders, XLNet and ELECTRA have in one form only, and what XLNet or ELECTRA alone has, with the value
+# that is off.
 _ENCODER_DECODER = {"head": "lm", "num_future": 1, "num_experts": 0, "attention_window": None, "attention_pattern": (),
                     "token_types": 0}
 _XLNET = {"num_future": 1, "block": "post", "position": "relative", "qk_norm": "none", "attention_window": None,
@@ -234,11 +254,15 @@ _XLNET = {"num_future": 1, "block": "post", "position": "relative", "qk_norm": "
           "head_transform": False, "scale_logits": False, "num_experts": 0}
 _ONLY_XLNET = {"distance_clamp": None, "memory_len": None, "memory_reuse_len": None, "memory_same_len": False,
                "unidirectional": False, "reverse_half": False}
+_ELECTRA = {"head": "replaced", "num_future": 1, "tie_embeddings": True, "head_transform": True, "num_experts": 0}
+_ONLY_ELECTRA = {"generator_fraction": 0.25}
+_FORMS = {"encoder_decoder": _ENCODER_DECODER, "xlnet": _XLNET, "electra": _ELECTRA}
 
 
 def _check_architecture(model: Any) -> None:
   is_xlnet, two_sided = model.architecture == "xlnet", model.architecture == "encoder_decoder"
-  only = _XLNET if is_xlnet else {**_ONLY_XLNET, **(_ENCODER_DECODER if two_sided else {})}
+  only = {**({} if is_xlnet else _ONLY_XLNET), **({} if model.architecture == "electra" else _ONLY_ELECTRA),
+          **_FORMS.get(model.architecture, {})}
   if two_sided and model.block in ("parallel", "parallel_two"):
     raise UserError(f"config.model.block is {model.block!r}, which has no place for cross-attention; set it to 'pre', "
                     "or config.model.architecture to another than encoder_decoder.")

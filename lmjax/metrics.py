@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 import lmjax
-from lmjax.config import ModelConfig
+from lmjax.config import ModelConfig, electra_parts
 
 _DIGEST_BYTES = 2 ** 28
 
@@ -70,7 +70,8 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   Of a mixture of experts, F is the width of all experts of a token together, and the router and the gate of a shared
   expert come besides. Layers that share parameters each count. A token of an encoder-decoder is one of the decoder, and
   with it one of an encoder's text of the same length. Of XLNet it is the content stream without memory, with 6 L S N H
-  at the end; the keys of distances, which are made once for a batch, are left out.
+  at the end; the keys of distances, which are made once for a batch, are left out. Of an ELECTRA it is generator and
+  discriminator.
 
   Args:
     cfg: with its sizes resolved.
@@ -78,6 +79,8 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   """
   if cfg.architecture == "encoder_decoder":
     return flops_per_example(cfg, seq_len, seq_len) / seq_len
+  if cfg.architecture == "electra":
+    return sum(flops_per_token(part, seq_len) for part in electra_parts(cfg))
   D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
   pattern = cfg.attention_pattern or ("local",)
   windows = [seq_len if pattern[i % len(pattern)] == "global" else min(cfg.attention_window or seq_len, seq_len)

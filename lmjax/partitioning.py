@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from lmjax.config import Config, MeshConfig, UserError, eval_batch_size
+from lmjax.config import Config, MeshConfig, UserError, electra_parts, eval_batch_size
 
 # From the slowest network to the fastest: neighbours on the last axes talk most.
 MESH_AXES = ("replica", "data", "fsdp", "stage", "expert", "context", "tensor")
@@ -286,6 +286,12 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
   for name, value, axis in wanted:
     if value % size(axis):
       raise UserError(f"config.{name} is {value}, which config.mesh.{axis} = {size(axis)} does not divide.")
+  if model.architecture == "electra":
+    generator, whole = electra_parts(model)[0], f"config.model.generator_fraction = {model.generator_fraction:.3g}"
+    for name, axis in (("embed_dim", "fsdp"), ("mlp_dim", "tensor"), ("num_heads", "tensor")):
+      if getattr(generator, name) % size(axis):
+        raise UserError(f"{whole} makes a generator with a {name} of {getattr(generator, name)}, which "
+                        f"config.mesh.{axis} = {size(axis)} does not divide.")
   microbatch, ways = train.batch_size // train.grad_accum_steps, size(_BATCH)
   if microbatch % ways:
     raise UserError(

@@ -23,6 +23,7 @@ from lmjax.convert.hub import local_folder
 from lmjax.convert.params import abstract_params, hf_tensors, read_params
 from lmjax.convert.sentence_modules import base_class, described, write_modules
 from lmjax.convert.tensor_files import TensorFiles, write_tensors
+from lmjax.models.electra import discriminator_of
 from lmjax.models.transformer import Transformer, make_model
 
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -91,7 +92,7 @@ def import_params(path: epath.PathLike, model: Transformer, abstract: Any) -> di
 
 
 def save_hf(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any = None) -> None:
-  """Writes a model as a Hugging Face folder, of the family that can express it.
+  """Writes a model as a Hugging Face folder, of the family that can express it; of an ELECTRA the discriminator.
 
   Args:
     model: as `load` returns it.
@@ -106,10 +107,13 @@ def save_hf(model: Transformer, params: dict, path: epath.PathLike, tokenizer: A
 
 
 def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any,
-          source: epath.Path | None = None) -> None:
+          source: epath.Path | None = None) -> Family:
   """Writes a folder as `save_hf` does, with the tokenizer's files and the names that `source` has kept of another."""
-  family, settings = to_hf(model.cfg)
   params = nn.unbox(params)
+  if model.cfg.architecture == "electra":
+    _check_params(params, model)
+    model, params = discriminator_of(model, params)
+  family, settings = to_hf(model.cfg)
   _check_params(params, model)
   settings["torch_dtype"] = jnp.dtype(jax.tree.leaves(params)[0].dtype).name
   settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_id if tokenizer else None}
@@ -127,6 +131,7 @@ def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any
       _save_tokenizer(tokenizer, folder)
     if source:
       _copy_tokenizer(source, folder)
+  return family
 
 
 def load_tokenizer(path: epath.PathLike) -> Any:
@@ -174,8 +179,7 @@ def convert(source: epath.PathLike, target: epath.PathLike) -> str:
             "start a run from it with config.checkpoint.restore_from.")
   model, params = load(source)
   tokenizer = load_tokenizer(source) if (source / _TOKENIZER).exists() else None
-  _save(model, params, target, tokenizer, source)
-  family, _ = to_hf(model.cfg)
+  family = _save(model, params, target, tokenizer, source)
   return f"Wrote {target}, a Hugging Face folder of model_type {family.model_type} with the newest weights of {source}."
 
 

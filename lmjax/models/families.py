@@ -296,6 +296,14 @@ def electra(size: str = "small") -> dict:
               head="lm" if size.endswith("-generator") else "replaced", pooler="gelu")
 
 
+def electra_pretraining(size: str = "small") -> dict:
+  """ELECTRA's discriminator and the generator that it learns with, of the share of its size in the paper's table 6."""
+  if size.endswith("-generator"):
+    raise UserError(f"ELECTRA has no pair of size {size!r}; give the discriminator's size, "
+                    f"{size.removesuffix('-generator')}.")
+  return dict(electra(size), architecture="electra", generator_fraction=1 / 3 if size == "base" else 1 / 4)
+
+
 def distilbert(size: str = "base") -> dict:
   """DistilBERT: half of BERT's layers, without token types (arXiv 1910.01108)."""
   num_layers, embed_dim, num_heads = _pick("DistilBERT", {"base": (6, 768, 12)}, size)
@@ -380,8 +388,8 @@ def _pick(family: str, sizes: dict, size: str) -> tuple:
 
 
 PRESETS = {preset.__name__: preset for preset in (
-    gpt2, gpt3, llama, smollm, mistral, qwen2, qwen3, gemma, pythia, olmo2, bert, roberta, albert, electra, distilbert,
-    transformer, t5, t5_1_1, bart, xlnet, mixtral, qwen2_moe, qwen3_moe)}
+    gpt2, gpt3, llama, smollm, mistral, qwen2, qwen3, gemma, pythia, olmo2, bert, roberta, albert, electra,
+    electra_pretraining, distilbert, transformer, t5, t5_1_1, bart, xlnet, mixtral, qwen2_moe, qwen3_moe)}
 
 
 def preset(family: str) -> dict:

@@ -124,26 +124,25 @@ class Embed(nn.Module):
 
   Attributes:
     cfg: the model's settings.
-    table: holds the token embeddings where another part of the model reads them too; None means that this has its own.
+    table: holds the token embeddings, and perhaps other tables, where another part of the model reads them too; None
+      means that this has its own.
   """
   cfg: ModelConfig
   table: nn.Module | None = None
 
   def setup(self):
     cfg = self.cfg
-    init = nn.initializers.normal(cfg.init_std)
-    width = cfg.embedding_dim
-    axis = "embed" if width == cfg.embed_dim else "embedding"
     self.embedding = token_table(self) if self.table is None else self.table.embedding
+    others = self.table if isinstance(self.table, EmbeddingTables) else None
     if cfg.position == "learned":
-      rows = cfg.max_positions + cfg.position_offset
-      self.position = param(self, "position", init, (rows, width), ("position", axis))
+      self.position = others.position if others else position_table(self)
     if cfg.token_types:
-      self.token_type = param(self, "token_type", init, (cfg.token_types, width), ("token_type", axis))
+      self.token_type = others.token_type if others else type_table(self)
     if cfg.embedding_norm:
       self.norm = Norm(cfg)
-    if width != cfg.embed_dim:
-      self.projection = Einsum(cfg, "BTE,ED->BTD", (width, cfg.embed_dim), ("embedding", "embed"), cfg.init_std, True)
+    if cfg.embedding_dim != cfg.embed_dim:
+      self.projection = Einsum(cfg, "BTE,ED->BTD", (cfg.embedding_dim, cfg.embed_dim), ("embedding", "embed"),
+                               cfg.init_std, True)
 
   def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None,
                token_types_BT: jax.Array | None = None) -> jax.Array:
@@ -173,10 +172,23 @@ class Embed(nn.Module):
 
 def token_table(module: nn.Module) -> jax.Array:
   """Declares the token embeddings of a module, [V, E]."""
+  return _table(module, "embedding", module.cfg.vocab_size, "vocab")
+
+
+def position_table(module: nn.Module) -> jax.Array:
+  """Declares the position embeddings of a module, [rows, E]."""
+  return _table(module, "position", module.cfg.max_positions + module.cfg.position_offset, "position")
+
+
+def type_table(module: nn.Module) -> jax.Array:
+  """Declares the token type embeddings of a module, [token types, E]."""
+  return _table(module, "token_type", module.cfg.token_types, "token_type")
+
+
+def _table(module: nn.Module, name: str, rows: int, axis: str) -> jax.Array:
   cfg = module.cfg
-  axis = "embed" if cfg.embedding_dim == cfg.embed_dim else "embedding"
-  return param(module, "embedding", nn.initializers.normal(cfg.init_std), (cfg.vocab_size, cfg.embedding_dim),
-               ("vocab", axis))
+  width = "embed" if cfg.embedding_dim == cfg.embed_dim else "embedding"
+  return param(module, name, nn.initializers.normal(cfg.init_std), (rows, cfg.embedding_dim), (axis, width))
 
 
 class TokenTable(nn.Module):
@@ -185,6 +197,18 @@ class TokenTable(nn.Module):
 
   def setup(self):
     self.embedding = token_table(self)
+
+
+class EmbeddingTables(nn.Module):
+  """Embeddings of tokens, positions and token types that several parts of a model share."""
+  cfg: ModelConfig
+
+  def setup(self):
+    self.embedding = token_table(self)
+    if self.cfg.position == "learned":
+      self.position = position_table(self)
+    if self.cfg.token_types:
+      self.token_type = type_table(self)
 
 
 def sinusoids(positions: jax.Array, dim: int) -> jax.Array:

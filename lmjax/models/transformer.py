@@ -309,6 +309,9 @@ def make_model(cfg: ModelConfig, platform: str | None = None) -> nn.Module:
   if cfg.architecture == "xlnet":
     from lmjax.models.xlnet import XLNet  # Which is made of parts of this file.
     return XLNet(cfg)
+  if cfg.architecture == "electra":
+    from lmjax.models.electra import Electra  # Is made of what stands here.
+    return Electra(cfg)
   return Transformer(cfg)
 
 

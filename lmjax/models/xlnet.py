@@ -33,12 +33,14 @@ class Context:
     content_sees_BTS: the same of the content stream, where a token sees itself in any case.
     other_type_BTS: whether query and key differ in token type; None where all have one.
     targets_BPT: one-hot places of the targets; None where there is no query stream.
+    reversed_B: 1 where a text is read from end to start, else 0; what cfg.reverse_half asks for.
   """
   distances_GRD: jax.Array
   query_sees_BTS: jax.Array
   content_sees_BTS: jax.Array
   other_type_BTS: jax.Array | None
   targets_BPT: jax.Array | None
+  reversed_B: jax.Array
 
 
 class HeadBias(nn.Module):
@@ -77,7 +79,7 @@ class RelativeAttention(nn.Module):
     v_BSNH = constrain(self.value(source_BSD), "batch", "length", "act_heads", None)
     r_BRNH = self.distance(context.distances_GRD)
     if r_BRNH.shape[0] == 2:
-      r_BRNH = r_BRNH[_is_reversed(x_BTD.shape[0])]
+      r_BRNH = r_BRNH[context.reversed_B]
 
     def attend(q_BTNH: jax.Array, sees_BTS: jax.Array) -> jax.Array:
       q_BTNH = constrain(q_BTNH, "batch", "length", "act_heads", None)
@@ -167,14 +169,21 @@ class XLNet(nn.Module):
 
   def features(self, tokens_BT: jax.Array, *, segment_ids_BT: jax.Array | None = None,
                token_types_BT: jax.Array | None = None, hidden_BTT: jax.Array | None = None,
-               targets_BP: jax.Array | None = None,
-               memory_LBMD: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns x_BTD, or x_BPD of the targets, and the memory_LBMD for the next segment; see `__call__`."""
+               targets_BP: jax.Array | None = None, memory_LBMD: jax.Array | None = None,
+               has_memory_B: jax.Array | None = None,
+               reversed_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Returns x_BTD, or x_BPD of the targets, and the memory_LBMD for the next segment.
+
+    Args:
+      has_memory_B: which rows see the memory; None means all.
+      reversed_B: with cfg.reverse_half, 1 where a text is read from end to start; None means the second half.
+      others: see `__call__`.
+    """
     cfg = self.cfg
     B, T = tokens_BT.shape
     M = 0 if memory_LBMD is None else memory_LBMD.shape[2]
     x_BTD, g_BPD = self.embed_dropout(self.embed(tokens_BT, None)), None
-    content_BTS, query_BTS = which_are_seen(cfg, T, M, segment_ids_BT, hidden_BTT)
+    content_BTS, query_BTS = which_are_seen(cfg, T, M, segment_ids_BT, hidden_BTT, has_memory_B)
     other_BTS = targets_BPT = None
     if token_types_BT is not None:
       keys_BS = jnp.pad(token_types_BT, ((0, 0), (M, 0)))  # What is remembered counts as of type 0.
@@ -184,9 +193,30 @@ class XLNet(nn.Module):
       target = jnp.broadcast_to(self.target.astype(x_BTD.dtype), (*targets_BP.shape, cfg.embed_dim))
       g_BPD = self.embed_dropout(target)
     distances_GRD = self.embed_dropout(encode_distances(cfg, T, M + T).astype(x_BTD.dtype))
-    context = Context(distances_GRD, query_BTS, content_BTS, other_BTS, targets_BPT)
+    reversed_B = _is_reversed(B) if reversed_B is None else reversed_B
+    context = Context(distances_GRD, query_BTS, content_BTS, other_BTS, targets_BPT, reversed_B)
     (x_BTD, g_BPD), memory_LBMD = self.layers((x_BTD, g_BPD), memory_LBMD, context)
     return x_BTD if g_BPD is None else g_BPD, memory_LBMD
+
+  def masked_outputs(
+      self, tokens_BT: jax.Array, targets_BP: jax.Array, *, before_BT: jax.Array | None = None,
+      has_before_B: jax.Array | None = None, reversed_B: jax.Array | None = None,
+      **inputs: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns x_BPD of the targets, w_VD and bias_V, or None for no bias, for a loss that never holds all logits.
+
+    Args:
+      tokens_BT, targets_BP: see `__call__`.
+      before_BT: a text before, which is read first, and for its memory alone; None is none.
+      has_before_B: which rows have one; None means all.
+      reversed_B: see `features`.
+      **inputs: other inputs of `features`.
+    """
+    memory_LBMD = None
+    if before_BT is not None:
+      memory_LBMD = self.features(before_BT, reversed_B=reversed_B)[1]
+    x_BPD, _ = self.features(tokens_BT, targets_BP=targets_BP, memory_LBMD=memory_LBMD, has_memory_B=has_before_B,
+                             reversed_B=reversed_B, **inputs)
+    return x_BPD, self.output_embedding(), self.head.bias if self.cfg.head_bias else None
 
   @property
   def dummy_inputs(self) -> tuple[jax.Array, ...]:
@@ -230,7 +260,8 @@ class XLNet(nn.Module):
 
 
 def which_are_seen(cfg: ModelConfig, length: int, memory_len: int, segment_ids_BT: jax.Array | None,
-                   hidden_BTT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+                   hidden_BTT: jax.Array | None,
+                   has_memory_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
   """Returns which keys, those of the memory first, are seen by the content and by the query stream.
 
   Args:
@@ -239,6 +270,7 @@ def which_are_seen(cfg: ModelConfig, length: int, memory_len: int, segment_ids_B
     memory_len: M.
     segment_ids_BT: None means one document.
     hidden_BTT: what a token may not see.
+    has_memory_B: which rows see the memory; None means all.
 
   Returns:
     Two arrays of booleans [B, T, S] or [1, T, S].
@@ -254,6 +286,8 @@ def which_are_seen(cfg: ModelConfig, length: int, memory_len: int, segment_ids_B
   if hidden_BTT is not None:
     allowed = allowed & ~hidden_BTT.astype(bool)
   query &= jnp.pad(allowed, ((0, 0), (0, 0), (memory_len, 0)), constant_values=True)
+  if has_memory_B is not None:
+    query &= (key_at >= memory_len) | has_memory_B.astype(bool)[:, None, None]
   return query | (query_at == key_at), query
 
 

@@ -18,14 +18,17 @@ from lmjax.objectives import (
   masked_lm,
   mixture_of_denoisers,
   multi_token,
+  permutation_lm,
   prefix_lm,
+  replaced_tokens,
   span_corruption,
 )
 from lmjax.objectives.recipe import make_recipe
 
 OBJECTIVES = {
     "causal_lm": causal_lm, "multi_token": multi_token, "prefix_lm": prefix_lm,
-    "fill_in_the_middle": fill_in_the_middle, "masked_lm": masked_lm, "span_corruption": span_corruption,
+    "fill_in_the_middle": fill_in_the_middle, "masked_lm": masked_lm, "replaced_tokens": replaced_tokens,
+    "permutation_lm": permutation_lm, "span_corruption": span_corruption,
     "mixture_of_denoisers": mixture_of_denoisers}
 
 

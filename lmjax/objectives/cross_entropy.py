@@ -87,7 +87,7 @@ def _over_chunks(x, w, bias, targets, weights, options, with_grads):
   theirs up once and not for every chunk.
   """
   B, T, D = x.shape
-  size = _chunk_size(B, T, w.shape[0], options.chunk)
+  size = chunk_size(B, T, w.shape[0], options.chunk)
   # A projection that is split over its width is gathered once here, not for every chunk.
   w_cast = constrain(w.astype(x.dtype), "vocab", "act_embed")
   one = functools.partial(_chunk, w_VD=w_cast, bias_V=bias, options=options, with_grads=with_grads)
@@ -108,7 +108,7 @@ def _over_chunks(x, w, bias, targets, weights, options, with_grads):
   return sums, (dx.swapaxes(0, 1).reshape(x.shape) if with_grads else None), of_output
 
 
-def _chunk_size(batch: int, length: int, vocab: int, asked: int | None) -> int:
+def chunk_size(batch: int, length: int, vocab: int, asked: int | None) -> int:
   """Returns the largest divisor of the length that is at most what was asked for, or that keeps the logits small."""
   limit = asked or max(1, _CHUNK_ELEMENTS[platform()] * batch_ways() // (batch * vocab))
   return next(size for size in range(min(limit, length), 0, -1) if length % size == 0)

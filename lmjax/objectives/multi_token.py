@@ -26,7 +26,7 @@ def term_weights(cfg: ObjectiveConfig) -> dict[str, float]:
 def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: Recipe) -> dict[str, np.ndarray]:
   """Returns a packed example, and `future_targets` and `future_weights` [T, n - 1] of the tokens further ahead."""
   del key  # Nothing is drawn.
-  T, ahead = recipe.seq_len, range(1, recipe.num_future)
+  T, ahead = recipe.seq_len, range(1, recipe.model.num_future)
   later = lambda name, k: np.pad(example[name][k:], (0, min(k, T)))[:T]
   weights = np.stack([later("weights", k) for k in ahead], axis=1)
   if "segment_ids" in example:

@@ -5,7 +5,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from lmjax.config import Config, ObjectiveConfig
+from lmjax.config import Config, ModelConfig, ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Recipe:
 
   Attributes:
     cfg: the objective's settings.
+    model: those of the model that reads the examples.
     seq_len: T, length of what the model reads.
     special: ids of special tokens by name.
     eos_id: of the token that ends a text.
@@ -22,11 +23,11 @@ class Recipe:
     ordinary: [n] ids of all tokens that texts are made of.
     is_ordinary: [tokenizer's size] booleans.
     word_flags: [tokenizer's size] booleans each, see `Tokenizer.word_flags`; None where words do not matter.
-    num_future: tokens ahead that the model predicts at each place.
     texts: the set that the examples are of, for objectives that put texts together: `texts[i]` is a packed example,
       `texts.num_examples` their number.
   """
   cfg: ObjectiveConfig
+  model: ModelConfig
   seq_len: int
   special: dict[str, int]
   eos_id: int
@@ -34,7 +35,6 @@ class Recipe:
   ordinary: np.ndarray
   is_ordinary: np.ndarray
   word_flags: tuple[np.ndarray, np.ndarray] | None = None
-  num_future: int = 1
   texts: Any = None
 
 
@@ -45,15 +45,14 @@ def make_recipe(config: Config, tokenizer: Any, special_tokens: Sequence[str], t
     config: the experiment.
     tokenizer: a `lmjax.data.tokenizer.Tokenizer`, which is given the special tokens that it lacks.
     special_tokens: names as `Tokenizer.add_special` takes them.
-    num_future: tokens ahead that the model predicts at each place.
     texts: the set that the examples are of.
   """
   special = tokenizer.add_special(special_tokens)
   is_ordinary = np.ones(tokenizer.size, bool)
   is_ordinary[tokenizer.special_ids()] = False
   flags = tokenizer.word_flags() if config.objective.mask_unit != "token" else None
-  return Recipe(config.objective, config.data.seq_len, special, tokenizer.eos_id, tokenizer.start_id,
-                np.flatnonzero(is_ordinary), is_ordinary, flags, config.model.num_future, texts)
+  return Recipe(config.objective, config.model, config.data.seq_len, special, tokenizer.eos_id, tokenizer.start_id,
+                np.flatnonzero(is_ordinary), is_ordinary, flags, texts)
 
 
 def text_of(example: dict[str, np.ndarray]) -> np.ndarray:
@@ -61,8 +60,8 @@ def text_of(example: dict[str, np.ndarray]) -> np.ndarray:
   return example["targets"][example["weights"] > 0]
 
 
-def padded(values: np.ndarray, length: int, dtype: Any = np.int32) -> np.ndarray:
-  """Returns values followed by zeros."""
-  row = np.zeros(length, dtype)
+def padded(values: np.ndarray, length: int, dtype: Any = np.int32, fill: Any = 0) -> np.ndarray:
+  """Returns values followed by what fills the row."""
+  row = np.full(length, fill, dtype)
   row[:len(values)] = values
   return row

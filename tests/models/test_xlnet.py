@@ -106,6 +106,16 @@ def test_which_keys_are_seen_beside_a_memory():
   assert rows(content) == ["1111000", "0111100", "0011010", "0001011"]
 
 
+def test_a_row_without_a_memory_sees_none():
+  model, params = make()
+  x, before = tokens(rows=4), tokens(rows=4, seed=7)
+  run = lambda **given: apply(model, params, x, "masked_outputs", targets_BP=np.array([[1, 5]] * 4), **given)[0]
+  got = run(before_BT=before, has_before_B=np.array([1, 0, 1, 0]))
+  np.testing.assert_allclose(got[::2], run(before_BT=before)[::2], atol=1e-5)
+  np.testing.assert_allclose(got[1::2], run()[1::2], atol=1e-5)
+  assert float(jnp.abs(run(before_BT=before) - run()).max()) > 1e-2
+
+
 def test_shift_picks_the_score_of_each_distance():
   T, S = 3, 5
   distances = np.arange(S, -T, -1)
@@ -178,6 +188,14 @@ def test_the_second_half_of_a_batch_is_read_from_end_to_start():
   np.testing.assert_allclose(got[:2], expected, atol=1e-5)
   np.testing.assert_allclose(got[2:, ::-1], expected, atol=1e-5)
   assert float(jnp.abs(apply(forward, params, x[:2, ::-1])[:, ::-1] - expected).max()) > 1e-2
+
+
+def test_which_texts_are_read_from_end_to_start_may_be_said_of_each():
+  model, params = make(reverse_half=True)
+  x = tokens(rows=4)
+  run = lambda x, **given: apply(model, params, x, "features", **given)[0]
+  got = run(x[[0, 2, 1, 3]], reversed_B=np.array([0, 1, 0, 1]))
+  np.testing.assert_allclose(got[np.array([0, 2, 1, 3])], run(x), atol=1e-5)
 
 
 def value_and_grads(model, params, batch):

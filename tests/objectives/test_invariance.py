@@ -16,6 +16,10 @@ CASES = {
     "span_corruption": dict(family="t5", name="span_corruption"),
     "prefix_lm": dict(family="llama", name="prefix_lm"),
     "sentence_pairs": dict(family="bert", name="masked_lm", sentence_pairs="next", sentence_weight=0.5),
+    "replaced_tokens": dict(family=("electra_pretraining", dict(generator_fraction=0.5)), name="replaced_tokens",
+                            mask_random=0.0, mask_same=0.15, replaced_weight=5.0),
+    "permutation_lm": dict(family=("xlnet", dict(reverse_half=True, memory_len=20)), name="permutation_lm",
+                           memory=True),
 }
 SPLITS = [(1, 2), (1, 4), (8, 2)]
 
