@@ -1,10 +1,9 @@
 """BERT at its published sizes, on any text: `bert.py:SIZE`, base (110M) or large (340M).
 
-    lmjax data --config=experiments/bert.py:base --config.data.source='corpus/*.txt'
+    lmjax train --config=experiments/bert.py:base --workdir=runs/bert --config.data.source='corpus/*.txt'
 
-Masked tokens, the objective of Devlin et al. 2018 (arXiv 1810.04805), are not among the objectives yet, so that
-`lmjax train` refuses this file and says so; what stands here is the model, the data and the schedule. `lmjax convert`
-takes a BERT of Hugging Face's, and `lmjax.load` applies it.
+It learns masked tokens and whether one text follows another (Devlin et al. 2018, arXiv 1810.04805); RoBERTa's way is
+`--config.objective.sentence_pairs=none --config.model.head=lm`, whole words `--config.objective.mask_unit=word`.
 Hardware: base needs 1.8 GB for parameters, gradients and Adam's moments in float32, large 5.4 GB; what a batch needs
 comes on top, and shrinks with grad_accum_steps. On a CPU `lmjax data` takes half a minute the first time on the
 standard library's source, nearly all of it for the tokenizer.
@@ -23,6 +22,7 @@ def get_config(size="base"):
   config = base_config()
   config.model.update(families.bert(size), vocab_size=30592, dropout=0.1)
   config.data.update(tokenizer="bpe", tokenizer_vocab_size=30522, seq_len=512)
+  config.objective.update(name="masked_lm", sentence_pairs="next")
   config.optim.update(learning_rate=1e-4, schedule="linear", warmup_steps=10_000, final_learning_rate_ratio=0.0,
                       beta2=0.999, eps=1e-6, weight_decay=0.01)
   config.train.update(num_steps=1_000_000, batch_size=256, grad_accum_steps=8)

@@ -392,6 +392,25 @@ PRESETS = {preset.__name__: preset for preset in (
     electra_pretraining, distilbert, transformer, t5, t5_1_1, bart, xlnet, mixtral, qwen2_moe, qwen3_moe)}
 
 
+def objective_of(model: Any) -> dict:
+  """Returns the settings of the objective that a model of this architecture and head was made for.
+
+  Raises:
+    UserError: where that is labels.
+  """
+  pairs = "order" if model.share_layers else "next"  # ALBERT's and BERT's.
+  objectives = {
+      ("decoder", "lm"): dict(name="causal_lm"), ("encoder", "lm"): dict(name="masked_lm"),
+      ("encoder", "pretraining"): dict(name="masked_lm", sentence_pairs=pairs),
+      ("electra", "replaced"): dict(name="replaced_tokens"), ("encoder_decoder", "lm"): dict(name="span_corruption"),
+      ("xlnet", "lm"): dict(name="permutation_lm")}
+  kind = model.architecture, model.head
+  if kind not in objectives:
+    raise UserError(f"A model of architecture {kind[0]} with head {kind[1]} has no pre-training of its own; it learns "
+                    "from labels, or with another (electra as electra_pretraining).")
+  return objectives[kind]
+
+
 def preset(family: str) -> dict:
   """Returns the preset of a family by its name, at its default size.
 
