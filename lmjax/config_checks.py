@@ -292,6 +292,10 @@ def _check_optim(optim: Any) -> None:
                     f"{optim.schedule}; set it to wsd, or leave the decay out.")
   if optim.name == "schedule_free" and optim.beta1 == 0:
     raise UserError("config.optim.beta1 is 0, but schedule_free interpolates by it; set it above 0, such as 0.9.")
+  try:
+    re.compile(optim.lora_targets)
+  except re.error as e:
+    raise UserError(f"config.optim.lora_targets is {optim.lora_targets!r}, which is not a regex: {e}.") from e
   is_factor, is_step = lambda value: 0 <= float(value) < math.inf, lambda value: int(value) == value >= -1
   for name, what, is_good, words in (("learning_rate_policy", "factor", is_factor, "0 or more"),
                                      ("weight_decay_policy", "factor", is_factor, "0 or more"),

@@ -42,6 +42,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "norm_heads": "tensor",
     "expert": "expert",
     "router": None,
+    "rank": None,
     # Activations.
     "batch": _BATCH,
     "expert_batch": _BATCH[:-1],

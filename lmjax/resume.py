@@ -16,7 +16,8 @@ from lmjax.config import Config, UserError, from_config_dict, resolve_model
 # the initial parameters, and the run's record would no longer be true.
 FIXED = (
     "seed", "train.batch_size", "objective.name", "objective.sentence_pairs", "objective.noise_density",
-    "objective.mean_span_length", "objective.memory", "optim.name",
+    "objective.mean_span_length", "objective.memory", "optim.name", "optim.lora_rank", "optim.lora_alpha",
+    "optim.lora_targets",
     "data.source", "data.weights", "data.text_field", "data.validation_fraction", "data.tokenizer",
     "data.tokenizer_vocab_size", "data.seq_len", "data.packing", "data.document_mask", "data.shuffle",
     "model.architecture", "model.num_layers", "model.num_decoder_layers", "model.share_layers", "model.num_future",

@@ -26,7 +26,8 @@ from lmjax.config import Config, UserError
 from lmjax.config_checks import Refused, check_objective
 from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
-from lmjax.optim.gates import Gates, make_gates
+from lmjax.optim import lora
+from lmjax.optim.gates import Gates, join, make_gates, split
 from lmjax.optim.optimizer import Optimizer, make_optimizer, mean_and_clip
 from lmjax.optim.schedules import make_schedule
 from lmjax.tracking import Tracker
@@ -41,9 +42,9 @@ class TrainState:
 
   Attributes:
     step: [] int32, updates tried so far.
-    params: nested dict of parameters.
+    params: nested dict of parameters, with adapters in its "lora" where there are some.
     opt_state: the optimizer's state.
-    ema: averaged parameters, the ones to evaluate, or None where training keeps no average.
+    ema: averages of the parameters that learn, the ones to evaluate, or None where training keeps no average.
     spike: [3] float32 running mean and variance of the loss and how many were seen, or None.
   """
   step: jax.Array
@@ -63,7 +64,7 @@ class Setup(NamedTuple):
     objective: a module of `lmjax.objectives`.
     optimizer: init and update.
     gates: which parameters learn when; None where all do.
-    start: params -> TrainState of a run that starts from them, to be compiled.
+    start: (params of the model, key) -> TrainState of a run that starts from them, to be compiled; adapters are random.
     state_shapes: the TrainState as ShapeDtypeStructs that carry their shardings.
   """
   config: Config
@@ -72,8 +73,13 @@ class Setup(NamedTuple):
   objective: Any
   optimizer: Optimizer
   gates: Gates | None
-  start: Callable[[Any], TrainState]
+  start: Callable[[Any, jax.Array], TrainState]
   state_shapes: TrainState
+
+  @property
+  def frozen(self) -> Any | None:
+    """Which parameters never learn, a tree of booleans; None where all do."""
+    return self.gates.frozen if self.gates else None
 
   @property
   def state_shardings(self) -> TrainState:
@@ -92,18 +98,24 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   """
   partitioning.check_divisible(config, mesh)
   model = make_model(config.model, mesh.devices.flat[0].platform)
-  boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  of_model = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  adapters = functools.partial(lora.init, of_model, config.optim)
+  boxed = {**of_model, **jax.eval_shape(adapters, jax.random.key(0))}
   axes = partitioning.logical_axes(boxed)
-  optimizer, gates = make_optimizer(config.optim, axes), make_gates(config.optim, axes, nn.unbox(boxed))
+  gates = make_gates(config.optim, axes, nn.unbox(boxed))
+  frozen = gates.frozen if gates else None
+  optimizer = make_optimizer(config.optim, axes, frozen)
   averages = config.optim.name == "schedule_free"
 
-  def start(params: Any) -> TrainState:
+  def start(params: Any, key: jax.Array) -> TrainState:
+    params = {**params, **nn.unbox(adapters(key))}
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
-        ema=jax.tree.map(lambda p: p.astype(jnp.float32), params) if config.train.ema_decay or averages else None,
+        ema=jax.tree.map(lambda p: p.astype(jnp.float32), split(params, frozen)[0])
+        if config.train.ema_decay or averages else None,
         spike=jnp.zeros(3, jnp.float32) if config.train.on_spike != "ignore" else None)
 
-  shapes = jax.eval_shape(start, nn.unbox(boxed))
+  shapes = jax.eval_shape(start, nn.unbox(of_model), jax.random.key(0))
   of_params = partitioning.param_shardings(mesh, boxed)
   shardings = partitioning.like_params(mesh, shapes, shapes.params, of_params)
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -113,7 +125,7 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
 
 def init_state(setup: Setup) -> TrainState:
   """Makes the initial state on its devices; the values do not depend on the mesh."""
-  init = lambda key: setup.start(nn.unbox(init_params(setup.model, key)))
+  init = lambda key: setup.start(nn.unbox(init_params(setup.model, key)), key)
   with partitioning.use_mesh(setup.mesh):
     # Optimised for a CPU, the inverse error function behind normal numbers rounds by the shape of a device's part.
     options = {"xla_backend_optimization_level": 0} if partitioning.platform() == "cpu" else None
@@ -140,25 +152,27 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
   batch = objectives.balance(setup.objective, batch, cfg.objective)
   key = jax.random.fold_in(jax.random.key(hparams["seed"]), state.step)
 
-  def loss_fn(params, microbatch, index):
-    if setup.gates:  # What never learns has no gradient to be worked out.
-      params = jax.tree.map(lambda p, frozen: jax.lax.stop_gradient(p) if frozen else p, params, setup.gates.frozen)
+  learned, rest = split(state.params, setup.frozen)
+
+  def loss_fn(learned, microbatch, index):
+    params = lora.merge(join(learned, rest), cfg.optim)
     rngs = {"dropout": jax.random.fold_in(key, index)} if cfg.model.dropout else None
     return setup.objective.loss(setup.model, params, microbatch, cfg.objective, rngs)
 
-  grads, sums = _sum_of_grads(loss_fn, state.params, batch, cfg.train.grad_accum_steps, setup.state_shardings.params)
+  shardings, _ = split(setup.state_shardings.params, setup.frozen)
+  grads, sums = _sum_of_grads(loss_fn, learned, batch, cfg.train.grad_accum_steps, shardings)
   weight = jnp.maximum(sums["weight"], 1e-9)
   if setup.gates:
-    hparams = {**hparams, "gates": setup.gates.at(state.step)}
+    hparams = {**hparams, "gates": split(setup.gates.at(state.step), setup.frozen)[0]}
     grads = jax.tree.map(lambda g, gate: jnp.where(gate > 0, g, 0), grads, hparams["gates"])
   grads, grad_norm = mean_and_clip(grads, weight, cfg.optim.clip_norm)
   out = {name: value / jnp.maximum(metrics.weight_of(sums, name), 1e-9) for name, value in sums.items()
          if not name.endswith("weight")}
   ok, spike, flags = _accept(cfg, state.spike, out["loss"], grad_norm)
 
-  def mean_loss(params):
+  def mean_loss(learned):
     first = _microbatch(batch, cfg.train.grad_accum_steps, 0)
-    return loss_fn(params, first, 0)[0] / jnp.maximum(jnp.sum(first["weights"]), 1e-9)
+    return loss_fn(learned, first, 0)[0] / jnp.maximum(jnp.sum(first["weights"]), 1e-9)
 
   params, opt_state = setup.optimizer.update(grads, state.opt_state, state.params, hparams, mean_loss)
   keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
@@ -167,7 +181,8 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
   if ema is not None:
     # The average of few steps weighs them evenly, and so forgets the initial parameters.
     decay = jnp.minimum(cfg.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, setup.optimizer.eval_params(opt_state, params))
+    learned, _ = split(setup.optimizer.eval_params(opt_state, params), setup.frozen)
+    ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, learned)
   return (TrainState(state.step + 1, params, opt_state, ema, spike),
           {**out, **flags, "grad_norm": grad_norm, "applied": ok.astype(jnp.float32)})
 
@@ -408,7 +423,8 @@ class _Loop:
                    self.config.eval.best_metric, self.best.step, self.best.waited)
     params = eval_params(self.setup, state)
     if self.best.step not in (None, step):
-      params = checkpoint.restore_params(self.checkpointer.workdir, self.setup.state_shapes.params, self.best.step,
+      of_model = lora.without(self.setup.state_shapes.params)
+      params = checkpoint.restore_params(self.checkpointer.workdir, of_model, self.best.step,
                                          prefer_ema=self.config.eval.use_ema)
     values = dict(self.evaluator(params, self.config.eval.final_num_batches))
     if values:
@@ -440,7 +456,7 @@ class _Loop:
     What was not measured is null. `tokens_per_second` and `mfu` are of the steps since the run was last started, for
     an earlier part of it may have had other hardware.
     """
-    shapes, tokens = self.setup.state_shapes.params, step * self.tokens_per_step
+    shapes, tokens = lora.without(self.setup.state_shapes.params), step * self.tokens_per_step
     rate = self.clock.overall()
     result = {
         "status": status, "step": step, "num_params": metrics.count_params(shapes),
@@ -455,8 +471,9 @@ class _Loop:
 
 
 def eval_params(setup: Setup, state: TrainState) -> Any:
-  """Returns the parameters to evaluate: the average where there is one and it is wanted."""
-  return state.ema if state.ema is not None and setup.config.eval.use_ema else state.params
+  """Returns the model's parameters to evaluate: averages where there are some and they are wanted, adapters merged."""
+  averaged = state.ema is not None and setup.config.eval.use_ema
+  return lora.merge(join(state.ema, state.params) if averaged else state.params, setup.config.optim)
 
 
 def enable_compilation_cache() -> None:
@@ -467,14 +484,17 @@ def enable_compilation_cache() -> None:
 
 
 def _announce(setup: Setup, data: Any, workdir: epath.Path) -> None:
-  config, params = setup.config, setup.state_shapes.params
-  split = " ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items() if size > 1)
+  config, params = setup.config, lora.without(setup.state_shapes.params)
+  ways = " ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items() if size > 1)
   logging.info(
       "%s parameters (%s without embeddings), %s steps of %s tokens = %.2f epochs of %s tokens, on %d %s%s, to %s",
       f"{metrics.count_params(params):,}", f"{metrics.count_non_embedding(params):,}", f"{config.train.num_steps:,}",
       f"{config.train.batch_size * config.data.seq_len:,}",
       config.train.num_steps * config.train.batch_size / data.train.num_examples, f"{data.train.num_tokens:,}",
-      setup.mesh.size, jax.devices()[0].device_kind, f" ({split})" if split else "", workdir)
+      setup.mesh.size, jax.devices()[0].device_kind, f" ({ways})" if ways else "", workdir)
+  if setup.frozen is not None:
+    learned, _ = split(setup.state_shapes.params, setup.frozen)
+    logging.info("%s parameters learn.", f"{metrics.count_params(learned):,}")
 
 
 def _first_state(setup: Setup,
@@ -487,12 +507,13 @@ def _first_state(setup: Setup,
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
     return state, meta["train_loss"], best_lib.Best(**meta.get("best", {}))
   cfg = setup.config.checkpoint
+  of_model = lora.without(setup.state_shapes.params)
   if cfg.restore_from:
-    params = checkpoint.restore_params(cfg.restore_from, setup.state_shapes.params)
+    params = checkpoint.restore_params(cfg.restore_from, of_model)
   elif cfg.import_from:
     from lmjax import convert
-    params = convert.import_params(cfg.import_from, setup.model, setup.state_shapes.params)
+    params = convert.import_params(cfg.import_from, setup.model, of_model)
   else:
     return init_state(setup), None, best_lib.Best()
   start = jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)
-  return start(params), None, best_lib.Best()
+  return start(params, jax.random.key(setup.config.seed)), None, best_lib.Best()

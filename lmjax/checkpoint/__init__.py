@@ -19,6 +19,7 @@ from typing import Any, Callable
 
 from absl import logging
 from etils import epath
+import flax.traverse_util
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -27,6 +28,7 @@ import orbax.checkpoint as ocp
 from lmjax.checkpoint import arrays, best, record
 from lmjax.config import CheckpointConfig, UserError
 from lmjax.config_checks import Refused
+from lmjax.optim import lora
 
 _ITEM = "state"
 _REFUSALS = ("No space left on device", "Disk quota exceeded", "File too large", "Permission denied",
@@ -147,7 +149,7 @@ class Checkpointer:
       return None
     step = _newest_undamaged(self._directory, steps)
     saved, meta = arrays.saved(self._directory / str(step) / _ITEM)
-    state = _read_part(self._directory, step, saved, "", abstract_state, cast=False)
+    state = _read_part(self._directory, step, saved, lambda name: name, abstract_state, cast=False)
     damaged = [other for other in steps if other > step]
     if damaged:
       if jax.process_index() == 0:
@@ -188,6 +190,8 @@ def restore_params(workdir: epath.PathLike, abstract_params: Any, step: int | No
                    prefer_ema: bool = True) -> Any:
   """Reads the parameters of a run, and nothing else of its checkpoint, onto any mesh.
 
+  Where the run trains adapters that `abstract_params` lack, they are merged.
+
   The run may be training meanwhile: where it has replaced the newest checkpoint before that was read, the one that is
   there now is taken.
 
@@ -195,7 +199,7 @@ def restore_params(workdir: epath.PathLike, abstract_params: Any, step: int | No
     workdir: the folder of the run.
     abstract_params: pytree of jax.ShapeDtypeStruct with shardings. Values are cast to its dtypes.
     step: which checkpoint; None takes the best where the run keeps one, else the newest undamaged one.
-    prefer_ema: whether to take the moving average of the parameters where the run kept one.
+    prefer_ema: whether to take the moving average of those parameters of which the run kept one.
 
   Returns:
     The parameters, laid out as `abstract_params` says.
@@ -235,17 +239,43 @@ def _write_errors(directory: epath.Path):
 
 
 def _read_params(directory: epath.Path, step: int, abstract_params: Any, prefer_ema: bool) -> Any:
-  saved, _ = arrays.saved(directory / str(step) / _ITEM)
-  return _read_part(directory, step, saved, _params_name(saved, prefer_ema), abstract_params, cast=True)
+  saved, meta = arrays.saved(directory / str(step) / _ITEM)
+  # A run that keeps averages has none of what is frozen.
+  at = lambda key: f"ema/{key}" if prefer_ema and f"ema/{key}" in saved else f"params/{key}"
+  held = [name.removeprefix("params/") for name in saved if name.startswith("params/")]
+  adapters = {key: saved[at(key)] for key in held if key.startswith(f"{lora.ADAPTERS}/")}
+  merges = bool(adapters) and lora.ADAPTERS not in abstract_params
+  if merges:
+    abstract_params = {**abstract_params, **_abstract_adapters(adapters, jax.tree.leaves(abstract_params)[0].sharding)}
+  params = _read_part(directory, step, {at(key): saved[at(key)] for key in held}, at, abstract_params, cast=True)
+  if not merges:
+    return params
+  optim = meta["config"]["optim"]
+  return lora.merge_scaled(params, optim["lora_alpha"] / optim["lora_rank"])
 
 
-def _read_part(directory: epath.Path, step: int, saved: dict[str, Any], name: str, abstract: Any, *, cast: bool) -> Any:
-  """Reads the subtree `name` ("" for all) of a checkpoint into the structure and shardings of `abstract`."""
-  prefix = f"{name}/" if name else ""
-  wanted = {prefix + key: leaf for key, leaf in arrays.flat(abstract).items()}
+def _abstract_adapters(saved: dict[str, Any], near: jax.sharding.Sharding) -> dict:
+  """Describes adapters as they are saved, each to lie whole on the devices of a parameter's sharding."""
+  whole = near if isinstance(near, jax.sharding.SingleDeviceSharding) else jax.sharding.NamedSharding(
+      near.mesh, jax.sharding.PartitionSpec())
+  return flax.traverse_util.unflatten_dict(
+      {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for key, leaf in saved.items()}, sep="/")
+
+
+def _read_part(directory: epath.Path, step: int, saved: dict[str, Any], at: Callable[[str], str], abstract: Any, *,
+               cast: bool) -> Any:
+  """Reads a part of a checkpoint into the structure and shardings of `abstract`.
+
+  Args:
+    directory, step: which checkpoint.
+    saved: what it holds of that part.
+    at: name in `abstract` -> name in the checkpoint.
+    abstract: pytree of jax.ShapeDtypeStruct.
+    cast: whether another type than the one that was saved is meant.
+  """
+  wanted = {at(key): leaf for key, leaf in arrays.flat(abstract).items()}
   stored = {key: arrays.stored_form(leaf) for key, leaf in wanted.items()}
-  _check_fits(f"The checkpoint of step {step} in {directory}", stored,
-              {key: leaf for key, leaf in saved.items() if key.startswith(prefix)}, cast)
+  _check_fits(f"The checkpoint of step {step} in {directory}", stored, saved, cast)
   values = arrays.read(directory / str(step) / _ITEM, stored)
   leaves = [arrays.from_stored(values[key], leaf) for key, leaf in wanted.items()]
   return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract), leaves)
@@ -267,10 +297,6 @@ def _check_fits(where: str, wanted: dict[str, Any], saved: dict[str, Any], cast:
   for name, leaf in wanted.items():
     if not cast and saved[name].dtype != leaf.dtype:
       raise UserError(f"{where} has {name} in {saved[name].dtype}, but the config makes it {leaf.dtype}; {advice}")
-
-
-def _params_name(saved: dict[str, Any], prefer_ema: bool) -> str:
-  return "ema" if prefer_ema and any(name.startswith("ema/") for name in saved) else "params"
 
 
 # Which checkpoint.

@@ -4,6 +4,14 @@ One engine reads and writes; what it knows of a family is data, in the module of
 both directions. Supporting another family means adding its module to `hf_config.FAMILIES`.
 """
 
-from lmjax.convert.folders import convert, decoder_start_token_id, import_params, load, load_tokenizer, save_hf
+from lmjax.convert.folders import (
+    convert,
+    decoder_start_token_id,
+    import_params,
+    load,
+    load_tokenizer,
+    save_hf,
+    save_peft,
+)
 
-__all__ = ["convert", "decoder_start_token_id", "import_params", "load", "load_tokenizer", "save_hf"]
+__all__ = ["convert", "decoder_start_token_id", "import_params", "load", "load_tokenizer", "save_hf", "save_peft"]

@@ -15,17 +15,19 @@ import jax.numpy as jnp
 
 from lmjax import checkpoint
 from lmjax import config as config_lib
-from lmjax.config import CheckpointConfig, Config, UserError
+from lmjax.config import CheckpointConfig, Config, OptimConfig, UserError
 from lmjax.config_checks import Refused
 from lmjax.convert.family import Family
 from lmjax.convert.hf_config import differences, from_hf, read_json, to_hf
 from lmjax.convert.hub import local_folder
 from lmjax.convert.params import abstract_params, hf_tensors, read_params
+from lmjax.convert.peft import peft_adapter
 from lmjax.convert.sentence_modules import base_class, described, write_modules
-from lmjax.convert.tensor_files import TensorFiles, write_tensors
+from lmjax.convert.tensor_files import TensorFiles, write_file, write_tensors
 from lmjax.models.electra import discriminator_of
 from lmjax.models.transformer import Transformer, make_model
 
+_ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # What transformers' tokenizers are made of besides, old ones and new.
 _TOKENIZER_FILES = (
@@ -45,7 +47,7 @@ def load(path: epath.PathLike) -> tuple[Transformer, dict]:
 
   Args:
     path: a Hugging Face folder, hf:OWNER/NAME on the hub, or the workdir of a run, of which the newest checkpoint is
-      taken, and in it the average of the weights where the run kept one.
+      taken, and in it the average of the weights where the run kept one, with adapters merged.
 
   Returns:
     The Flax module, and its parameters on the default device in the type of its `param_dtype`, which is float32 for a
@@ -134,6 +136,27 @@ def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any
   return family
 
 
+def save_peft(model: Transformer, params: dict, cfg: OptimConfig, path: epath.PathLike,
+              base: str | None = None) -> None:
+  """Writes adapters in the format of Hugging Face's PEFT, for the Hugging Face model of the family that can express it.
+
+  Args:
+    model: which the adapters are for.
+    params: its parameters with their "lora", not merged.
+    cfg: with the rank, alpha and targets that they were trained with.
+    path: a folder that does not exist yet, or is empty.
+    base: folder or name of that Hugging Face model, for PEFT to find it by.
+
+  Raises:
+    UserError: if there are no adapters, PEFT has no place for one, or the folder is in use or cannot be written.
+  """
+  family, _ = to_hf(model.cfg)
+  settings, tensors = peft_adapter(family, model, params, cfg, base)
+  with _new_folder(path) as folder:
+    (folder / _ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    write_file(folder / "adapter_model.safetensors", tensors, _ADAPTER_CONFIG)
+
+
 def load_tokenizer(path: epath.PathLike) -> Any:
   """Returns the tokenizer of a Hugging Face folder or a workdir, a `lmjax.data.tokenizer.Tokenizer`.
 
@@ -157,12 +180,13 @@ def decoder_start_token_id(path: epath.PathLike) -> int | None:
   return next((id for id in (file.get("decoder_start_token_id") for file in files) if id is not None), None)
 
 
-def convert(source: epath.PathLike, target: epath.PathLike) -> str:
+def convert(source: epath.PathLike, target: epath.PathLike, adapter: bool = False) -> str:
   """Turns a Hugging Face folder into a workdir, or a workdir into a Hugging Face folder.
 
   Args:
     source: either.
     target: a folder that does not exist yet, or is empty.
+    adapter: whether to write the adapters of a run alone, in PEFT's format; else they are merged.
 
   Returns:
     One sentence on what was done.
@@ -173,6 +197,8 @@ def convert(source: epath.PathLike, target: epath.PathLike) -> str:
   source, target = local_folder(source), epath.Path(target)
   raw = _read_config(source)
   _check_target(target)  # Before a large model is read.
+  if adapter:
+    return _to_adapter(source, target, raw)
   if "model_type" in raw:
     _to_workdir(source, target, raw)
     return (f"Wrote {target}, a workdir with the {raw['model_type']} model of {source} as its checkpoint of step 0; "
@@ -181,6 +207,17 @@ def convert(source: epath.PathLike, target: epath.PathLike) -> str:
   tokenizer = load_tokenizer(source) if (source / _TOKENIZER).exists() else None
   family = _save(model, params, target, tokenizer, source)
   return f"Wrote {target}, a Hugging Face folder of model_type {family.model_type} with the newest weights of {source}."
+
+
+def _to_adapter(source: epath.Path, target: epath.Path, raw: dict) -> str:
+  config = None if "model_type" in raw else _workdir_config(source, raw)
+  if config is None or not config.optim.lora_rank:
+    raise UserError(f"{source} is no run with adapters; convert without --adapter, or train with "
+                    "config.optim.lora_rank.")
+  model, base = make_model(config.model), config.checkpoint.import_from
+  params = checkpoint.restore_params(source, abstract_params(model, config.optim))
+  save_peft(model, params, config.optim, target, base.removeprefix("hf:") if base else None)
+  return f"Wrote {target}, the adapters of {source} in PEFT's format."
 
 
 def _to_workdir(source: epath.Path, target: epath.Path, raw: dict) -> None:

@@ -6,24 +6,31 @@ Reading goes tensor by tensor: each is read once, and each process keeps of it w
 import dataclasses
 import math
 import re
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 from flax import linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
 
-from lmjax.config import ModelConfig, UserError
+from lmjax.config import ModelConfig, OptimConfig, UserError
 from lmjax.convert.family import Family, Key
 from lmjax.convert.tensor_files import TensorFiles
 from lmjax.models.transformer import Transformer, init_params
+from lmjax.optim import lora
 
 
-def abstract_params(model: Transformer) -> dict:
+def boxed_shapes(model: Transformer, optim: OptimConfig) -> dict:
+  """Returns the parameters' shapes and types with the names of their axes, adapters among them where there are some."""
+  boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  return {**boxed, **jax.eval_shape(lambda: lora.init(boxed, optim, jax.random.key(0)))}
+
+
+def abstract_params(model: Transformer, optim: OptimConfig = OptimConfig()) -> dict:
   """Returns the parameters' shapes and types, each to lie on the default device."""
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  shapes = nn.unbox(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)))
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+                      nn.unbox(boxed_shapes(model, optim)))
 
 
 def read_params(files: TensorFiles, family: Family, cfg: ModelConfig, abstract: Any, where: str) -> dict:
@@ -61,14 +68,19 @@ def hf_tensors(family: Family, cfg: ModelConfig,
     at a time.
   """
   flat = flax.traverse_util.flatten_dict(params, sep="/")
-  # In a file of a model without its head, names lack their prefix.
-  prefix = family.prefix if cfg.head in ("none", "pooled") else ""
-  keys = [dataclasses.replace(key, theirs=key.theirs.removeprefix(prefix)) for key in family.keys
-          if key.exists(cfg, flat)]
+  keys = hf_keys(family, cfg, flat)
   assert {path for key in keys for path in key.paths} == flat.keys(), "The family's key map does not cover the model."
   sizes = {name: math.prod(key.shape(cfg)) * flat[key.paths[0]].dtype.itemsize
            for key in keys for name in key.names(cfg).values()}
   return sizes, _make_tensors(keys, cfg, flat)
+
+
+def hf_keys(family: Family, cfg: ModelConfig, flat: Mapping[str, Any]) -> list[Key]:
+  """Returns the keys of the tensors that a model with these parameters, by path, is written as."""
+  # In a file of a model without its head, names lack their prefix.
+  prefix = family.prefix if cfg.head in ("none", "pooled") else ""
+  return [dataclasses.replace(key, theirs=key.theirs.removeprefix(prefix)) for key in family.keys
+          if key.exists(cfg, flat)]
 
 
 def _make_tensors(keys: list[Key], cfg: ModelConfig, flat: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

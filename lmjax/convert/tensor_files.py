@@ -111,19 +111,24 @@ def write_tensors(folder: epath.Path, sizes: Mapping[str, int], tensors: Iterato
     shards[-1].append(name)
     room -= size
   if len(shards) == 1:
-    return _write_file(folder / _WHOLE, dict(tensors))
+    return write_file(folder / _WHOLE, dict(tensors))
   files = {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards)}
   for file, names in files.items():
-    _write_file(folder / file, dict(next(tensors) for _ in names))
+    write_file(folder / file, dict(next(tensors) for _ in names))
   index = {"metadata": {"total_size": sum(sizes.values())},
            "weight_map": {name: file for file, names in files.items() for name in names}}
   (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_file(path: epath.Path, tensors: dict[str, np.ndarray]) -> None:
+def write_file(path: epath.Path, tensors: dict[str, np.ndarray], config: str = "config.json") -> None:
+  """Writes tensors to one file, beside one of the name `config`.
+
+  Raises:
+    Refused: if it cannot be written.
+  """
   try:
     safetensors.numpy.save_file(tensors, str(path), metadata={"format": "pt"})
   except safetensors.SafetensorError as e:
     raise Refused(f"{path} could not be written ({e}); make room or give another folder.") from e
   # The library makes files that only their owner may read; these are like any other file that the user makes.
-  shutil.copymode(path.parent / "config.json", path)
+  shutil.copymode(path.parent / config, path)

@@ -6,17 +6,20 @@ A gate is what all of a parameter's change in a step is multiplied by, weight de
 
 `first` is what the freeze policy says. The depth is 0 for embeddings, l for the l-th of L layers and L + 1 for what
 comes after them: layer-wise decay as ELECTRA is fine-tuned (Clark et al. 2020, arXiv 2003.10555, appendix A.2), and
-unfreezing from the top as in ULMFiT (Howard and Ruder 2018, arXiv 1801.06146, section 3.3).
+unfreezing from the top as in ULMFiT (Howard and Ruder 2018, arXiv 1801.06146, section 3.3). What never learns has
+neither a gradient nor a place in the optimizer's state.
 """
 
 import re
 from typing import Any, Callable, NamedTuple
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import OptimConfig, UserError
+from lmjax.optim import lora
 
 NEVER = -1
 _INPUTS = {"embed", "relative", "target"}
@@ -37,15 +40,16 @@ def make_gates(cfg: OptimConfig, axes: Any, shapes: Any) -> Gates | None:
   """Returns the gates that a config asks for; None where all are 1.
 
   Args:
-    cfg: with freeze_policy and layer_decay. A pattern is searched for in paths such as "layers/mlp/up/kernel" and
-      "layers/3/mlp/up/kernel"; the first that matches counts.
+    cfg: with freeze_policy, layer_decay and lora_rank: beside adapters, only what the policy names learns. A pattern
+      is searched for in paths such as "layers/mlp/up/kernel" and "layers/3/mlp/up/kernel"; the first that matches
+      counts.
     axes: tree of the parameters' logical axis names.
     shapes: the same tree of shapes.
 
   Raises:
-    UserError: where a pattern matches no parameter.
+    UserError: where a pattern matches no parameter, or nothing would ever learn.
   """
-  if not cfg.freeze_policy and cfg.layer_decay == 1:
+  if not cfg.freeze_policy and cfg.layer_decay == 1 and not cfg.lora_rank:
     return None
   leaves, tree = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
   sizes = [leaf.shape[0] if names[0] == "layers" else 1 for (_, names), leaf in zip(leaves, jax.tree.leaves(shapes))]
@@ -65,7 +69,32 @@ def make_gates(cfg: OptimConfig, axes: Any, shapes: Any) -> Gates | None:
     learns = lambda first: (step >= first) & (first != NEVER)
     return tree.unflatten([jnp.where(learns(first), factor, 0.0) for first, factor in zip(firsts, factors)])
 
-  return Gates(at, tree.unflatten([bool((first == NEVER).all()) for first in firsts]))
+  frozen = [bool((first == NEVER).all()) for first in firsts]
+  if all(frozen):
+    raise UserError(f"config.optim.freeze_policy is {cfg.freeze_policy!r}, under which no parameter ever learns; leave "
+                    "some out.")
+  return Gates(at, tree.unflatten(frozen))
+
+
+def split(params: Any, frozen: Any | None) -> tuple[Any, Any]:
+  """Returns a tree of what learns and one of what is frozen, each without the other's leaves.
+
+  Args:
+    params: a tree like the parameters.
+    frozen: as in `Gates`; None where all learn.
+  """
+  if frozen is None:
+    return params, {}
+  never = flax.traverse_util.flatten_dict(frozen)
+  leaves = flax.traverse_util.flatten_dict(params)
+  part = lambda wanted: flax.traverse_util.unflatten_dict({k: x for k, x in leaves.items() if never[k] == wanted})
+  return part(False), part(True)
+
+
+def join(learned: Any, rest: Any) -> Any:
+  """Returns both in one tree, the inverse of `split`; a leaf that both have is that of `learned`."""
+  flat = flax.traverse_util.flatten_dict
+  return flax.traverse_util.unflatten_dict({**flat(rest), **flat(learned)}) if rest else learned
 
 
 def _stack(path: list[str]) -> tuple[str, ...]:
@@ -83,7 +112,8 @@ def _names(path: list[str], layer: int | None) -> list[str]:
 
 def _first_step(cfg: OptimConfig, path: list[str], layer: int | None) -> int:
   names = _names(path, layer)
-  return next((step for pattern, step in cfg.freeze_policy if any(re.search(pattern, name) for name in names)), 0)
+  default = NEVER if cfg.lora_rank and path[0] != lora.ADAPTERS else 0
+  return next((step for pattern, step in cfg.freeze_policy if any(re.search(pattern, name) for name in names)), default)
 
 
 def _below_top(path: list[str], layer: int | None, depths: dict[tuple[str, ...], int]) -> int:

@@ -17,16 +17,17 @@ import optax
 from optax import contrib
 
 from lmjax.config import OptimConfig, UserError
+from lmjax.optim.gates import join, split
 
 
 class Optimizer(NamedTuple):
-  """An optimizer as functions.
+  """An optimizer as functions. `params` are all parameters; the state and gradients are of those that learn.
 
   Attributes:
     init: params -> state.
     update: (grads, state, params, hparams, loss_fn) -> (new params, new state). `hparams` holds the scalars
-      "learning_rate" and "weight_decay", and "gates" where there are some (see gates.py); `loss_fn` maps params to the
-      mean loss of the batch (Sophia reads curvature).
+      "learning_rate" and "weight_decay", and "gates" where there are some (see gates.py); `loss_fn` maps what learns to
+      the mean loss of the batch (Sophia reads curvature).
     eval_params: (state, params) -> the parameters to evaluate, which schedule-free averages.
   """
   init: Callable[[Any], Any]
@@ -34,18 +35,20 @@ class Optimizer(NamedTuple):
   eval_params: Callable[[Any, Any], Any]
 
 
-def make_optimizer(cfg: OptimConfig, axes: Any) -> Optimizer:
+def make_optimizer(cfg: OptimConfig, axes: Any, frozen: Any | None = None) -> Optimizer:
   """Returns the optimizer of a config.
 
   Args:
     cfg: the settings.
     axes: tree of the parameters' logical axis names, as `partitioning.logical_axes` gives it.
+    frozen: tree of booleans, which of them never learn; None where all do.
 
   Raises:
     UserError: where a pattern of a policy matches no parameter.
   """
   lr_factors = policy_factors("learning_rate_policy", cfg.learning_rate_policy, axes)
   wd_factors = policy_factors("weight_decay_policy", cfg.weight_decay_policy, axes)
+  lr_factors, wd_factors, axes = (split(tree, frozen)[0] for tree in (lr_factors, wd_factors, axes))
   if cfg.name == "muon":
     lr_factors = jax.tree.map(lambda factor, hidden: factor if hidden else factor * cfg.adam_learning_rate_ratio,
                               lr_factors, hidden_matrices(axes))
@@ -64,7 +67,7 @@ def make_optimizer(cfg: OptimConfig, axes: Any) -> Optimizer:
     return contrib.schedule_free(chain, lr, b1=cfg.beta1) if cfg.name == "schedule_free" else chain
 
   def init(params):
-    state = transform({"learning_rate": 0.0, "weight_decay": 0.0}).init(params)
+    state = transform({"learning_rate": 0.0, "weight_decay": 0.0}).init(split(params, frozen)[0])
     if cfg.name == "schedule_free":
       # optax begins these in the parameters' type, goes on in float32, and evaluates by a rounded b1.
       zero = jnp.zeros((), jnp.float32)
@@ -73,11 +76,15 @@ def make_optimizer(cfg: OptimConfig, axes: Any) -> Optimizer:
 
   def update(grads, state, params, hparams, loss_fn):
     extra = {"obj_fn": loss_fn} if cfg.name == "sophia" else {}
-    changes, state = transform(hparams).update(grads, state, params, **extra)
-    return optax.apply_updates(params, changes), state
+    learned, rest = split(params, frozen)
+    changes, state = transform(hparams).update(grads, state, learned, **extra)
+    return join(optax.apply_updates(learned, changes), rest), state
 
   def eval_params(state, params):
-    return contrib.schedule_free_eval_params(state, params) if cfg.name == "schedule_free" else params
+    if cfg.name != "schedule_free":
+      return params
+    learned, rest = split(params, frozen)
+    return join(contrib.schedule_free_eval_params(state, learned), rest)
 
   return Optimizer(init, update, eval_params)
 
@@ -124,7 +131,7 @@ def policy_factors(setting: str, policy: tuple, axes: Any) -> Any:
 def hidden_matrices(axes: Any) -> Any:
   """Returns which parameters are matrices inside a block, one for each layer or one for all: Muon is for these."""
   def is_hidden(path, names):
-    return "layers" in _keys(path) and "embed" in names and len(set(names) - {"layers"}) > 1
+    return "layers" in _keys(path) and bool({"embed", "rank"} & {*names}) and len(set(names) - {"layers"}) > 1
   return jax.tree_util.tree_map_with_path(is_hidden, axes, is_leaf=_is_names)
 
 
@@ -155,8 +162,9 @@ def _muon(cfg: OptimConfig, axes: Any) -> optax.GradientTransformation:
       return None
     # Layers, and in them experts, have a matrix each.
     matrix = [i for i, name in enumerate(names) if name not in ("layers", "expert")]
-    rest, embed = tuple(i for i in matrix if names[i] != "embed"), (names.index("embed"),)
-    reduced, kept = (embed, rest) if matrix[0] == embed[0] else (rest, embed)
+    side = "rank" if "rank" in names else "embed"
+    rest, one = tuple(i for i in matrix if names[i] != side), (names.index(side),)
+    reduced, kept = (one, rest) if matrix[0] == one[0] else (rest, one)
     return contrib.MuonDimensionNumbers(reduced, kept)
 
   # A learning rate of -1 undoes optax's sign, so that what comes out is a direction to go against.

@@ -141,7 +141,7 @@ def test_eval_prints_a_table_and_json(library, capsys):
 def test_convert_prints_what_was_done(library, capsys):
   calls = library("convert", "convert", "Wrote b.")
   assert cli.run(["convert", "--source=a", "--target=b"]) == 0
-  assert calls == [(("a", "b"), {})] and capsys.readouterr().out == "Wrote b.\n"
+  assert calls == [(("a", "b"), {"adapter": False})] and capsys.readouterr().out == "Wrote b.\n"
 
 
 def test_data_prints_a_table(library, config, capsys):

@@ -104,7 +104,7 @@ def losses_of_lmjax(name, folder):
              "seed": np.uint32(0)}
   losses = []
   with partitioning.use_mesh(mesh):
-    state, step = setup.start(jax.tree.map(jnp.array, params)), train.make_train_step(setup)
+    state, step = setup.start(jax.tree.map(jnp.array, params), jax.random.key(0)), train.make_train_step(setup)
     for batch in batches(name):
       state, out = step(state, batch, hparams)
       losses.append(float(out["loss"]))
