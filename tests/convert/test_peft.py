@@ -1,6 +1,7 @@
 """Adapters in PEFT's format: what they add to a family's tensors, and what PEFT itself makes of them."""
 
 import json
+import re
 
 from flax import linen as nn
 import flax.traverse_util
@@ -15,6 +16,7 @@ from lmjax import convert
 from lmjax.config import OptimConfig, UserError, base_config, from_config_dict, resolve_model
 from lmjax.convert import hf_config
 from lmjax.convert.params import boxed_shapes, hf_tensors
+from lmjax.convert.peft import peft_adapter
 from lmjax.models import families
 from lmjax.models.transformer import make_model
 from lmjax.optim import lora
@@ -40,7 +42,7 @@ def tensors_of(model, params):
   return dict(hf_tensors(hf_config.to_hf(model.cfg)[0], model.cfg, params)[1])
 
 
-# The family, the kernels, what is changed of the model, how many modules a layer (or in all) there are.
+# The family, the kernels, and what is changed of the model.
 CASES = {
     "llama": ("llama", EVERYTHING, dict(tie_embeddings=False)),
     "gpt2": ("gpt2", ATTENTION, {}),
@@ -93,7 +95,6 @@ def test_short_names_are_given_where_they_mean_the_same():
 
 
 def hf_settings(model, params, cfg):
-  from lmjax.convert.peft import peft_adapter
   return peft_adapter(hf_config.to_hf(model.cfg)[0], model, params, cfg)[0]
 
 
@@ -129,7 +130,7 @@ def test_peft_computes_what_is_merged(case, tmp_path):
   convert.save_peft(model, params, cfg, tmp_path / "adapter")
   # A base in which what learns as a whole is as it was before.
   base = flax.traverse_util.flatten_dict(lora.without(params), sep="/")
-  base = {path: 0.5 * leaf if path.startswith(("sequence_head", "layers/attention_norm")) and policy else leaf
+  base = {path: 0.5 * leaf if any(re.search(pattern, path) for pattern, _ in policy) else leaf
           for path, leaf in base.items()}
   convert.save_hf(model, flax.traverse_util.unflatten_dict(base, sep="/"), tmp_path / "base")
   convert.save_hf(model, lora.merge(params, cfg), tmp_path / "merged")
