@@ -91,3 +91,26 @@ def test_what_is_frozen_stays_and_is_not_in_the_norm(optimizer):
   assert np.abs(kernel(3, 1) - kernel(2, 1)).max() > 1e-3
   assert np.abs(states[1]["final_norm"]["scale"] - states[0]["final_norm"]["scale"]).max() > 1e-3
   assert norms[0] < 0.9 * free[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "sgd", "muon", "schedule_free", "sophia"])
+def test_what_is_frozen_has_no_state(optimizer):
+  def held(policy):
+    config = base_config()
+    config.model.update(families.debug(families.llama()))
+    config.data.seq_len = 16
+    config.optim.update(name=optimizer, schedule="constant", freeze_policy=policy)
+    config.train.update(num_steps=4, batch_size=2, ema_decay=0.9)
+    mesh = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
+    shapes = train.build(resolve_model(from_config_dict(config), 256), mesh).state_shapes
+    leaves = jax.tree_util.tree_leaves_with_path((shapes.opt_state, shapes.ema))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+  every, some = held(()), held(((r"embed", -1), (r"attention/", -1)))
+  frozen = {path for path in every if "/embed/" in path or "/attention/" in path}
+  assert len(frozen) > 5 and some == {path: shape for path, shape in every.items() if path not in frozen}
+
+
+def test_freezing_all_is_told():
+  with pytest.raises(UserError, match="freeze_policy is .*, under which no parameter ever learns"):
+    make_gates(OptimConfig(freeze_policy=(("", -1),)), AXES, SHAPES)
