@@ -26,6 +26,14 @@ def inputs_of(model, tokens):
   return (tokens[:, :40], tokens[:, 40:]) if model.cfg.architecture == "encoder_decoder" else (tokens,)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_fast():
+  """Compiling is most of the time here, and optimising most of that."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def run(texts, debug, monkeypatch):
   """Returns a function from a family and a workdir to what training there ends with, on one device."""

@@ -24,6 +24,7 @@ FAMILIES = {
     "gpt2": (families.gpt2(), ALL_HEADS, SPLIT),
     "gpt3": (families.gpt3(), {**ALL_HEADS, **WINDOW}, SPLIT),
     "llama": (families.llama("3-8B"), dict(rope_scaling="llama3", rope_factor=4.0, rope_original_positions=16), SPLIT),
+    "smollm": (families.smollm(), {}, SPLIT),
     "mistral": (families.mistral(), WINDOW, SPLIT),
     "qwen2": (families.qwen2(), {}, SPLIT),
     "qwen3": (families.qwen3(), {}, SPLIT),
@@ -34,6 +35,7 @@ FAMILIES = {
     "olmo2": (families.olmo2(), {}, SPLIT),
     "mixtral": (families.mixtral(), EXPERTS, BY_EXPERT),
     "qwen2_moe": (families.qwen2_moe(), dict(EXPERTS, shared_expert_dim=40), BY_EXPERT),
+    "qwen3_moe": (families.qwen3_moe(), EXPERTS, SPLIT),
 }
 
 

@@ -24,6 +24,14 @@ CASES = {
 SPLITS = [(1, 2), (1, 4), (8, 2)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_fast():
+  """Compiling is most of the time here, and optimising most of that."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module", params=CASES)
 def case(request, task):
   """Returns an experiment, and a function from (devices, microbatches) to the gradients and what a step reports."""
