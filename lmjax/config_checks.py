@@ -180,9 +180,9 @@ def check_objective(config: Any) -> None:
   if objective.name == "prefix_lm" and model.attention_impl == "cudnn":
     raise UserError("config.objective.name is prefix_lm, but config.model.attention_impl is cudnn, which does not do "
                     "prefixes; set it to auto.")
-  if objective.name == "replaced_tokens" and objective.sentence_pairs != "none":
+  if objective.name != "masked_lm" and objective.sentence_pairs != "none":
     raise UserError(f"config.objective.sentence_pairs is {objective.sentence_pairs}, which config.objective.name = "
-                    "replaced_tokens does not tell; set it to none.")
+                    f"{objective.name} does not tell; set it to none.")
   if objective.name == "permutation_lm":
     _check_permutation(model, objective, config.data)
 
