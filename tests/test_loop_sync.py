@@ -11,6 +11,7 @@ import pytest
 
 from lmjax import config as config_lib
 from lmjax import train
+from lmjax.checkpoint.best import Best
 
 NUM_STEPS = 5
 
@@ -51,6 +52,9 @@ class Checkpointer:
   def should_save(self, step):
     return step == self._step
 
+  def keep(self, step):
+    assert step is None
+
   def save(self, step, state, meta):
     self._events.append(("save", step))
 
@@ -89,8 +93,8 @@ def loop(monkeypatch):
     monkeypatch.setattr(train, "make_train_step", lambda setup: step)
     monkeypatch.setattr(train.evaluate, "Evaluator", lambda *args: None)
     monkeypatch.setattr(train._Loop, "_batches", lambda self, first: iter([{}] * NUM_STEPS))
-    monkeypatch.setattr(train._Loop, "_finish", lambda self, state: {})
-    train._Loop(setup, None, tracker, Checkpointer(events, save_at), None).run(
+    monkeypatch.setattr(train._Loop, "_finish", lambda self, step, state: {})
+    train._Loop(setup, None, tracker, Checkpointer(events, save_at), None, Best()).run(
         types.SimpleNamespace(step=np.int32(0)))
     return events, tracker.losses
   return run

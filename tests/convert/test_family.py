@@ -73,6 +73,7 @@ def test_keys_cover_the_model_with_axes_of_its_shapes(family):
     assert dict(mapped) == shapes and len(mapped) == len(shapes)
 
 
+@pytest.mark.slow
 def test_no_key_is_of_no_model():
   """Families share lists of keys, of which each uses those that it needs."""
   used, declared = set(), set()

@@ -217,7 +217,7 @@ def loss_and_gradients(mesh=(), count=1, **changes):
   params = jax.tree.map(lambda x: 0.2 * random.normal(size=x.shape).astype(x.dtype), setup.state_shapes.params)
   hparams = {"learning_rate": np.float32(0), "weight_decay": np.float32(0), "seed": np.uint32(0)}
   with partitioning.use_mesh(setup.mesh):
-    state = jax.device_put(jax.jit(setup.start)(params), setup.state_shardings)
+    state = jax.device_put(jax.jit(setup.start)(params, jax.random.key(0)), setup.state_shardings)
     args = state, partitioning.global_batch(setup.mesh, batch, 32), hparams
     step = train.make_train_step(setup).lower(*args).compile({"xla_backend_optimization_level": 0})
     state, out = step(*args)
