@@ -146,6 +146,13 @@ class Transformer(nn.Module):
                encoded_segment_ids_BS: jax.Array | None = None,
                prefix_BT: jax.Array | None = None) -> tuple[jax.Array, KVCache | None]:
     """Returns x_BTD, what the head reads, and the cache with this call's keys and values."""
+    x_BTD, cache, _ = self._run(tokens_BT, positions_BT, segment_ids_BT, token_types_BT, cache, encoded_BSD,
+                                encoded_segment_ids_BS, prefix_BT)
+    return self._normed(x_BTD), cache
+
+  def _run(self, tokens_BT, positions_BT, segment_ids_BT, token_types_BT=None, cache=None, encoded_BSD=None,
+           encoded_segment_ids_BS=None, prefix_BT=None) -> tuple[jax.Array, KVCache | None, Context]:
+    """Returns x_BTD as the last block leaves it, the cache, and what the blocks have read."""
     if cache is not None:
       cache = cache.extend(positions_BT)
     if (self.cfg.position_offset and self.cfg.architecture == "encoder" and positions_BT is None
@@ -159,7 +166,7 @@ class Transformer(nn.Module):
     (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(self.cfg.num_layers), context)
     if self.is_initializing() and self.cfg.num_future > 1:
       self.future(x_BTD, context)
-    return self._normed(x_BTD), cache
+    return x_BTD, cache, context
 
   def _normed(self, x: jax.Array) -> jax.Array:
     return x if self.cfg.block == "post" else self.final_norm(x)
@@ -181,9 +188,7 @@ class Transformer(nn.Module):
   def future_outputs(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
                      segment_ids_BT: jax.Array | None = None) -> tuple[tuple, jax.Array]:
     """Returns the same for the next token, and x_KBTD for each of those further ahead."""
-    context = Context(positions_BT, segment_ids_BT, self._bias(tokens_BT, positions_BT, None))
-    x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT, None))
-    (x_BTD, _), _ = self.layers((x_BTD, None), jnp.arange(self.cfg.num_layers), context)
+    x_BTD, _, context = self._run(tokens_BT, positions_BT, segment_ids_BT)
     x_KBTD = self._transformed(self._normed(self.future(x_BTD, context)))
     return self._output(self._normed(x_BTD)), x_KBTD
 
