@@ -34,7 +34,7 @@ class FileSource:
     self.spec = spec
     self._field = config.text_field
     self._fraction = config.validation_fraction
-    self._paths = _find(spec)
+    self._paths = find_files(spec)
     stats = [_stat(path) for path in self._paths]
     self._num_bytes = sum(stat.st_size for stat in stats)
     if not self._num_bytes:
@@ -68,7 +68,7 @@ class FileSource:
         else:
           yield from _read_text(path, self._block_size())
       except OSError as e:
-        raise _unreadable(path, e) from e
+        raise unreadable(path, e) from e
 
   def _block_size(self) -> int:
     # A quarter of the share held out, so that it is made of several blocks even where the file is small.
@@ -76,7 +76,12 @@ class FileSource:
     return int(min(max(share, _MIN_BLOCK), MAX_PIECE // 2))
 
 
-def _find(spec: str) -> list[pathlib.Path]:
+def find_files(spec: str) -> list[pathlib.Path]:
+  """Returns the files that a path, a folder or a glob names, sorted.
+
+  Raises:
+    UserError: where there is none.
+  """
   path = pathlib.Path(spec).expanduser()
   if path.is_file():
     return [path]
@@ -94,10 +99,11 @@ def _stat(path: pathlib.Path) -> os.stat_result:
   try:
     return path.stat()
   except OSError as e:  # It has been deleted since it was listed.
-    raise _unreadable(path, e) from e
+    raise unreadable(path, e) from e
 
 
-def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
+def unreadable(path: pathlib.Path, error: OSError) -> UserError:
+  """Returns what to say of a file that the system does not give."""
   reason = error.strerror or str(error).splitlines()[0]
   return UserError(f"{path} cannot be read ({reason}); make it readable or leave it out of config.data.source.")
 
@@ -144,6 +150,20 @@ def _decode(block: bytes, path: pathlib.Path, offset: int) -> str:
 
 
 def _read_jsonl(path: pathlib.Path, field: str) -> Iterator[Piece]:
+  for where, record in json_lines(path, f" with the field {field!r}"):
+    yield from _record(record, field, where)
+
+
+def json_lines(path: pathlib.Path, what: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (its place, the object) for each line of a .jsonl file that is not empty.
+
+  Args:
+    path: of the file.
+    what: for the message of a line that holds something else: what an object is to have.
+
+  Raises:
+    UserError: for a line that is no JSON object, with its place.
+  """
   with open(path, "rb") as file:
     for number, line in enumerate(file, 1):
       line = line.removeprefix(_BOM) if number == 1 else line
@@ -155,9 +175,8 @@ def _read_jsonl(path: pathlib.Path, field: str) -> Iterator[Piece]:
       except (ValueError, RecursionError) as e:
         raise UserError(f"{where} is not valid JSON ({e}); each line must be one JSON object.") from e
       if not isinstance(record, dict):
-        raise UserError(f"{where} is not a JSON object but {_kind(record)}; each line must be an object with the field "
-                        f"{field!r}.")
-      yield from _record(record, field, where)
+        raise UserError(f"{where} is not a JSON object but {kind_of(record)}; each line must be an object{what}.")
+      yield where, record
 
 
 def _read_parquet(path: pathlib.Path, field: str) -> Iterator[Piece]:
@@ -184,7 +203,7 @@ def _record(record: dict[str, Any], field: str, where: str) -> Iterator[Piece]:
     raise UserError(_missing_field(where, field, list(record)))
   text = record[field]
   if not isinstance(text, str):
-    raise UserError(f"{where}: the field {field!r} is {_kind(text)}, not text; mend the record or set "
+    raise UserError(f"{where}: the field {field!r} is {kind_of(text)}, not text; mend the record or set "
                     "config.data.text_field.")
   try:
     text.encode()
@@ -201,6 +220,7 @@ def _missing_field(where: str, field: str, present: list[str]) -> str:
   return f"{where} has no field {field!r} (config.data.text_field){nearest(field, present)}"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+  """Returns what a message calls a value of JSON."""
   return {type(None): "null", dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number",
           str: "a string"}.get(type(value), type(value).__name__)

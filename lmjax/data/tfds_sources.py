@@ -12,7 +12,7 @@ from lmjax.config import DataConfig
 from lmjax.config_checks import UserError, nearest
 from lmjax.data.pieces import Piece, cut_text, digest, select_split, split_share
 
-_VALIDATION_NAMES = ("validation", "valid", "dev", "test")
+VALIDATION_NAMES = ("validation", "valid", "dev", "test")
 _RECORDS_AT_A_TIME = 64
 
 
@@ -32,23 +32,15 @@ class TfdsSource:
     self.spec = spec
     self._field = config.text_field
     self._fraction = config.validation_fraction
-    if spec.startswith("tfds:"):
-      folder = _find_prepared(spec.removeprefix("tfds:"), config.data_dir)
-    else:
-      folder = pathlib.Path(spec).expanduser()
-    self._builder = _builder_in(folder)
+    self._builder, folder = open_builder(spec, config.data_dir)
     info = self._builder.info
-    if info.file_format is None or info.file_format.value != "array_record":
-      stored = info.file_format.value if info.file_format else "an unknown format"
-      raise UserError(f"The TFDS data set in {folder} is stored as {stored}, which needs TensorFlow to be read; "
-                      f"prepare it as array_record: {_how_to_prepare(self._builder.name)}")
     if "train" not in info.splits:
       raise UserError(f"The TFDS data set in {folder} has no split 'train' but {', '.join(info.splits)}; choose "
                       "another.")
     if self._field not in info.features:
       raise UserError(f"The TFDS data set in {folder} has no field {self._field!r} (config.data.text_field)"
                       f"{nearest(self._field, info.features)}")
-    present = [name for name in _VALIDATION_NAMES if name in info.splits]
+    present = [name for name in VALIDATION_NAMES if name in info.splits]
     self._validation = present[0] if present else None
     facts = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
     fraction = None if self._validation else self._fraction
@@ -98,6 +90,28 @@ def is_prepared_folder(spec: str) -> bool:
   """Says whether `spec` is the folder of a prepared TFDS data set."""
   folder = pathlib.Path(spec).expanduser()
   return (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file()
+
+
+def open_builder(spec: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
+  """Returns the builder of a prepared data set, and its folder.
+
+  Args:
+    spec: `tfds:NAME[/CONFIG][:VERSION]`, or the folder.
+    data_dir: where data sets lie; None means TFDS's own default.
+
+  Raises:
+    UserError: where it is unknown, not prepared, or not stored as ArrayRecord files.
+  """
+  if spec.startswith("tfds:"):
+    folder = _find_prepared(spec.removeprefix("tfds:"), data_dir)
+  else:
+    folder = pathlib.Path(spec).expanduser()
+  builder = _builder_in(folder)
+  stored = builder.info.file_format.value if builder.info.file_format else "an unknown format"
+  if stored != "array_record":
+    raise UserError(f"The TFDS data set in {folder} is stored as {stored}, which needs TensorFlow to be read; "
+                    f"prepare it as array_record: {_how_to_prepare(builder.name)}")
+  return builder, folder
 
 
 def _builder_in(folder: pathlib.Path) -> Any:
