@@ -152,12 +152,16 @@ class ModelConfig:
   head: str = setting(
       "lm", "What the model ends in: logits over the vocabulary (lm), of a pair of sentences (sentence), or both "
       "(pretraining), whether each token was replaced (replaced), labels of the sequence, of each token or of each "
-      "choice, the bounds of a span, one vector (pooled), or none.",
-      choices=("lm", "pretraining", "sentence", "replaced", "sequence", "token", "choice", "span", "pooled", "none"))
+      "choice, the bounds of a span, one vector (pooled), a head for each of several tasks, or none.",
+      choices=("lm", "pretraining", "sentence", "replaced", "sequence", "token", "choice", "span", "pooled", "tasks",
+               "none"))
+  task_heads: tuple = setting((), "The heads of several tasks, (task, head, labels) each; they follow from data.tasks.")
   pooler: str = setting(
       "none", "Activation of the dense layer between the first token of an encoder, or the last of a decoder, and the "
       "labels of a sequence, sentence or choice; none has no such layer.", choices=("none", "tanh", "gelu", "relu"))
-  num_labels: int = setting(2, "Labels of a sequence or token head; 1 is a regression.", low=1, high=_MAX_SIZE)
+  num_labels: int | None = setting(
+      None, "Labels of a sequence or token head, 1 being a regression; None means those of the task, or 2.", low=1,
+      high=_MAX_SIZE)
   head_transform: bool = setting(False, "Whether a dense layer and a norm stand before the output projection (BERT).")
   head_bias: bool = setting(False, "Whether the output projection, or that to labels, has a bias.")
   tie_embeddings: bool = setting(True, "Whether the output projection is the embedding's transpose.")
@@ -186,7 +190,21 @@ class DataConfig:
   source: str = setting(
       "stdlib", "Where text comes from: stdlib, a path or glob of .txt, .py, .md, .jsonl or .parquet files, "
       "tfds:NAME, or the folder of a prepared TFDS data set. Several are joined by commas.")
-  weights: tuple = setting((), "Share of each source in the mixture; () means in proportion to their tokens.")
+  tasks: tuple = setting(
+      (), "Labelled tasks, which are then read in place of source: names of lmjax/data/task_specs.py, or in an "
+      "experiment file mappings of the settings in lmjax/data/task.py.")
+  weights: tuple = setting((), "Share of each source or task in the mixture; () follows from their sizes.")
+  mixing_temperature: float = setting(
+      1.0, "Sources or tasks are mixed in proportion to the number of their examples to the power of one over this; "
+      "large values mix them evenly.", low=1)
+  mixing_limit: int | None = setting(
+      None, "Number of examples from which on a source or task counts no more in that.", unit="examples", low=1)
+  augment_replace: float = setting(
+      0.0, "Share of the words of a training text that are replaced by a word drawn from another text.", low=0, high=1)
+  augment_delete: float = setting(0.0, "Share of them that are left out.", low=0, high=1)
+  augment_insert: float = setting(0.0, "Share of them after which a word drawn from another text is put in.", low=0,
+                                  high=1)
+  augment_swap: float = setting(0.0, "Share of them that change places with another word.", low=0, high=1)
   text_field: str = setting("text", "Field of a jsonl, parquet or TFDS record that holds the text.")
   data_dir: str | None = setting(None, "Where TFDS data sets lie; None means TFDS's own default.")
   validation_fraction: float = setting(
@@ -210,7 +228,10 @@ class ObjectiveConfig:
   name: str = setting(
       "causal_lm", "Objective.", choices=(
           "causal_lm", "multi_token", "prefix_lm", "fill_in_the_middle", "masked_lm", "replaced_tokens",
-          "permutation_lm", "span_corruption", "mixture_of_denoisers"))
+          "permutation_lm", "span_corruption", "mixture_of_denoisers", "classification", "regression",
+          "token_classification", "extractive_qa", "multiple_choice", "text_to_text", "chat", "multi_task"))
+  task_weights: tuple = setting(
+      (), "What the mean loss of each of several tasks counts in a step; () counts each by its share of the batch.")
   mask_rate: float = setting(0.15, "Share of the tokens that masked_lm and replaced_tokens hide.", above=0, high=1)
   mask_unit: str = setting("token", "What is hidden at a time: tokens, words, or spans of words.",
                            choices=("token", "word", "span"))
@@ -232,7 +253,11 @@ class ObjectiveConfig:
   predict_fraction: float = setting(
       1 / 6, "Share of the tokens that permutation_lm predicts: the 1/K of XLNet's section 2.3.", above=0, high=1)
   memory: bool = setting(False, "Whether permutation_lm reads as much text again before a text, for its memory.")
-  label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary.", low=0, high=0.99)
+  start_token: int | None = setting(
+      None, "Token that the text of a decoder begins with that has an encoder; None means 0 where that is <pad>, else "
+      "the one that ends a text.", low=0)
+  label_smoothing: float = setting(0.0, "Share of each target spread over the vocabulary or the labels.", low=0,
+                                   high=0.99)
   z_loss: float = setting(0.0, "Weight of the squared log-normaliser of the logits (PaLM used 1e-4).", low=0)
   router_balance: float = setting(
       0.0, "Weight of the load-balancing loss of a mixture of experts (Switch used 1e-2).", low=0)
@@ -339,6 +364,9 @@ class CheckpointConfig:
   restore_from: str | None = setting(None, "Workdir whose parameters a fresh run starts from.")
   import_from: str | None = setting(
       None, "Hugging Face folder, or hf:OWNER/NAME on the hub, whose parameters a fresh run starts from.")
+  finetune_from: str | None = setting(
+      None, "Workdir or Hugging Face folder whose model, but for its head, tokenizer and parameters a fresh run takes; "
+      "what the head lacks is made anew.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -481,6 +509,7 @@ def fill_sizes(model: ModelConfig) -> ModelConfig:
       expert_dim=(default("expert_dim", model.mlp_dim or 4 * model.embed_dim) if model.num_experts
                   else model.expert_dim),
       embedding_dim=default("embedding_dim", model.embed_dim),
+      num_labels=default("num_labels", 2),
       **{name: default(name, model.use_bias) for name in ("qkv_bias", "out_bias", "mlp_bias")})
 
 

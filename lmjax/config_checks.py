@@ -78,13 +78,20 @@ def checked(where: str, name: str, value: Any, kind: type, field: dataclasses.Fi
 def _converted(full: str, value: Any, base: type) -> Any:
   if base is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if base is tuple and isinstance(value, list):
-    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+  if base is tuple and isinstance(value, (list, tuple)):
+    return _frozen(value)
   if base is int and isinstance(value, float) and value.is_integer():
     return int(value)
   if not isinstance(value, base) or (base is int and isinstance(value, bool)):
     raise UserError(f"{full} is {value!r}, but it must be of type {base.__name__}.")
   return value
+
+
+def _frozen(value: Any) -> Any:
+  """Returns a value whose lists are tuples, so that what JSON gives back is equal to what it was made of."""
+  if isinstance(value, (list, tuple)):
+    return tuple(_frozen(part) for part in value)
+  return {name: _frozen(part) for name, part in value.items()} if isinstance(value, typing.Mapping) else value
 
 
 def check_combinations(config: Any) -> None:
@@ -113,19 +120,23 @@ def check_combinations(config: Any) -> None:
   if train.batch_size % train.grad_accum_steps:
     raise UserError(f"config.train.batch_size is {train.batch_size}, which config.train.grad_accum_steps = "
                     f"{train.grad_accum_steps} does not divide.")
-  num_sources = len(split_sources(data.source))
-  if data.weights and len(data.weights) != num_sources:
-    raise UserError(f"config.data.weights has {len(data.weights)} values for the {num_sources} sources of "
-                    "config.data.source; give one each, or ().")
-  if any(not isinstance(w, (int, float)) or not 0 < w < math.inf for w in data.weights):
-    raise UserError(f"config.data.weights is {data.weights}, but every weight must be a number above 0.")
+  mixed = (data.tasks, "tasks", "tasks") if data.tasks else (split_sources(data.source), "sources", "source")
+  for name, weights in (("data.weights", data.weights), ("objective.task_weights", config.objective.task_weights)):
+    if weights and len(weights) != len(mixed[0]):
+      raise UserError(f"config.{name} has {len(weights)} values for the {len(mixed[0])} {mixed[1]} of "
+                      f"config.data.{mixed[2]}; give one each, or ().")
+    if any(not isinstance(w, (int, float)) or not 0 < w < math.inf for w in weights):
+      raise UserError(f"config.{name} is {weights}, but every weight must be a number above 0.")
   for entry in config.eval.sets:
     if not isinstance(entry, str):
       raise UserError(f"config.eval.sets has the entry {entry!r}, but every entry must be text: validation, train or "
                       "NAME=SOURCE.")
-  for name in ("restore_from", "import_from"):
+  starts = ("restore_from", "import_from", "finetune_from")
+  for name in starts:
     if getattr(config.checkpoint, name) == "":
       raise UserError(f"config.checkpoint.{name} is empty; give a folder, or None to start from none.")
+  if len(given := [name for name in starts if getattr(config.checkpoint, name)]) > 1:
+    raise UserError(f"config.checkpoint.{' and '.join(given)} are set, but a run starts from one folder; keep one.")
   sizes = dataclasses.asdict(mesh)
   if sum(size == -1 for size in sizes.values()) > 1:
     raise UserError("Only one axis of config.mesh may be -1; "
@@ -135,20 +146,32 @@ def check_combinations(config: Any) -> None:
       raise UserError(f"config.mesh.{axis} is 0, but it must be -1 or at least 1.")
 
 
-# What each objective does, and the architecture and head of the model that it trains.
+# What each objective does, and the architectures and the head of the model that it trains.
+_ONE_SIDED = ("encoder", "decoder")
 _TRAINED = {
-    "causal_lm": ("predicts each token from those before it", "decoder", "lm"),
-    "multi_token": ("predicts several tokens from those before them", "decoder", "lm"),
-    "prefix_lm": ("predicts each token from those before it and a prefix", "decoder", "lm"),
-    "fill_in_the_middle": ("predicts each token from those before it", "decoder", "lm"),
-    "masked_lm": ("tells hidden tokens from those on both sides", "encoder", "lm"),
-    "span_corruption": ("writes what is missing from a text", "encoder_decoder", "lm"),
-    "mixture_of_denoisers": ("writes what is missing from a text", "encoder_decoder", "lm"),
-    "replaced_tokens": ("tells tokens that a generator has replaced", "electra", "replaced"),
-    "permutation_lm": ("predicts tokens in an order drawn for each text", "xlnet", "lm"),
+    "causal_lm": ("predicts each token from those before it", ("decoder",), "lm"),
+    "multi_token": ("predicts several tokens from those before them", ("decoder",), "lm"),
+    "prefix_lm": ("predicts each token from those before it and a prefix", ("decoder",), "lm"),
+    "fill_in_the_middle": ("predicts each token from those before it", ("decoder",), "lm"),
+    "masked_lm": ("tells hidden tokens from those on both sides", ("encoder",), "lm"),
+    "span_corruption": ("writes what is missing from a text", ("encoder_decoder",), "lm"),
+    "mixture_of_denoisers": ("writes what is missing from a text", ("encoder_decoder",), "lm"),
+    "replaced_tokens": ("tells tokens that a generator has replaced", ("electra",), "replaced"),
+    "permutation_lm": ("predicts tokens in an order drawn for each text", ("xlnet",), "lm"),
+    "classification": ("labels texts", _ONE_SIDED, "sequence"),
+    "regression": ("gives texts a number", _ONE_SIDED, "sequence"),
+    "token_classification": ("labels words", _ONE_SIDED, "token"),
+    "extractive_qa": ("finds answers in a text", _ONE_SIDED, "span"),
+    "multiple_choice": ("chooses among answers", _ONE_SIDED, "choice"),
+    "text_to_text": ("writes a text after another", ("encoder_decoder", "decoder"), "lm"),
+    "chat": ("writes the answers of a chat", ("decoder",), "lm"),
+    "multi_task": ("has a head for each task", _ONE_SIDED, "tasks"),
 }
 
 
+# Those that learn from config.data.tasks.
+_LABELLED = ("classification", "regression", "token_classification", "extractive_qa", "multiple_choice", "text_to_text",
+             "chat", "multi_task")
 # Those whose loss has the routers' terms.
 _ROUTED = ("causal_lm", "prefix_lm", "fill_in_the_middle")
 
@@ -159,7 +182,7 @@ def check_objective(config: Any) -> None:
   This is about training and its loss: a converted model has a config too, with an objective that nobody has chosen.
   """
   model, objective = config.model, config.objective
-  does, architecture, head = _TRAINED[objective.name]
+  does, architectures, head = _TRAINED[objective.name]
   if objective.name == "masked_lm" and objective.sentence_pairs != "none":
     head = "pretraining"
   if model.num_experts and objective.name not in _ROUTED:
@@ -169,10 +192,15 @@ def check_objective(config: Any) -> None:
   if (objective.name == "multi_token") != (model.num_future > 1):
     raise UserError(f"config.model.num_future is {model.num_future} and config.objective.name {objective.name}, but "
                     "multi_token is for 2 and more, and others are for 1; change one.")
-  for name, needed in (("architecture", architecture), ("head", head)):
-    if getattr(model, name) != needed:
+  for name, needed in (("architecture", architectures), ("head", (head,))):
+    if getattr(model, name) not in needed:
       raise UserError(f"config.objective.name is {objective.name}, which {does}, but config.model.{name} is "
-                      f"{getattr(model, name)}; set it to {needed}, or another objective.")
+                      f"{getattr(model, name)}; set it to {' or '.join(needed)}, or another objective.")
+  if (objective.name in _LABELLED) != bool(config.data.tasks):
+    raise UserError(f"config.objective.name is {objective.name}, which learns from "
+                    f"{'labelled tasks' if objective.name in _LABELLED else 'plain text'}, but config.data.tasks is "
+                    f"{config.data.tasks!r}; {'name some' if objective.name in _LABELLED else 'set it to ()'}, or "
+                    "another objective.")
   for name, apart, joined in (("packing", "best_fit", "concat"), ("document_mask", True, False)):
     if objective.name in ("span_corruption", "mixture_of_denoisers") and getattr(config.data, name) == apart:
       raise UserError(f"config.objective.name is {objective.name}, which reads documents joined, but "

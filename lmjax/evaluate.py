@@ -8,20 +8,25 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from lmjax import checkpoint, metrics, objectives, partitioning
+from lmjax import checkpoint, metrics, objectives, partitioning, scores
 from lmjax import config as config_lib
 from lmjax.config import Config, MeshConfig
 from lmjax.config_checks import UserError, check_objective, nearest
+from lmjax.data.task import Task
 from lmjax.models.transformer import init_params, make_model
+from lmjax.objectives import labelled
 
 
 class Evaluator:
   """Yields (name, value) for every set, such as ("validation/loss", 2.1)."""
 
   def __init__(self, model: Any, objective: Any, config: Config, mesh: jax.sharding.Mesh, data: Any):
-    self._config, self._mesh, self._data, self._objective = config, mesh, data, objective
+    self._model, self._objective, self._config, self._mesh, self._data = model, objective, config, mesh, data
+    self._recipes = {name: objectives.recipe_of(config, data, texts) for name, texts in data.eval_sets.items()}
+    one = partitioning.replicated(mesh)
     self._sums = jax.jit(lambda params, batch: objective.loss(model, params, batch, config.objective)[1],
-                         out_shardings=partitioning.replicated(mesh))
+                         out_shardings=one)
+    self._predict = jax.jit(self._predictions, static_argnums=2, out_shardings=one)
 
   def __call__(self, params: Any, num_batches: int | None) -> Iterator[tuple[str, float]]:
     """Evaluates every set.
@@ -30,28 +35,72 @@ class Evaluator:
       params: parameters, on any mesh.
       num_batches: of each set, spread evenly over it; None means all.
     """
-    for name, token_set in self._data.eval_sets.items():
-      sums = self._over(params, token_set, num_batches)
-      whole = self._config.objective.name == "causal_lm"  # Others leave some of the text out of their loss.
-      per_byte = token_set.num_tokens / token_set.num_bytes if whole else None
-      for key, value in metrics.evaluation(sums, per_byte).items():
+    averaged = {}
+    for name, examples in self._data.eval_sets.items():
+      sums, predictions = self._over(params, name, examples, num_batches)
+      values = metrics.evaluation(sums, self._tokens_per_byte(examples))
+      if predictions:
+        task = self._data.tasks[examples.indices[0]]
+        values = self._of_task(task, values) | self._score(name, task, examples, predictions)
+        averaged[name] = scores.main_values(values)
+      for key, value in values.items():
         yield f"{name}/{key}", value
+    if len(averaged) > 1 and all(averaged.values()):
+      yield "tasks/average", scores.average(averaged)
 
-  def _over(self, params: Any, token_set: Any, num_batches: int | None) -> dict[str, np.ndarray]:
+  def _tokens_per_byte(self, examples: Any) -> float | None:
+    # Others leave some of the text out of their loss.
+    return examples.num_tokens / examples.num_bytes if self._config.objective.name == "causal_lm" else None
+
+  def _of_task(self, task: Task, values: dict[str, float]) -> dict[str, float]:
+    """Returns the loss of one task, which with several heads is a term of the loss, and nothing that is no metric."""
+    prefix = f"{task.name}_"
+    own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)} or values
+    kept = ("loss", "perplexity") if task.head == "lm" else ("loss",)
+    return {name: own[name] for name in kept}
+
+  def _score(self, name: str, task: Task, examples: Any, predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    of = examples.examples(predictions.pop("number"))
+    return self._objective.score(task, of, predictions, self._recipes[name])
+
+  def _predictions(self, params: Any, batch: dict[str, jax.Array], task: Task) -> dict[str, jax.Array]:
+    """Returns what is predicted of each row, its example's number and whether it is one."""
+    model, objective = self._model, self._objective
+    if hasattr(objective, "predict_text"):
+      recipe = next(iter(self._recipes.values()))
+      length = objective.target_length(task, self._config.data.seq_len)
+      made = {"tokens": objective.predict_text(model, params, batch, recipe, length)}
+    elif task.head == "lm":
+      made = {}
+    else:
+      output = labelled.outputs(model, params, batch)
+      several = self._config.objective.name == "multi_task"
+      made = objective.predict(output, task.name, task.kind) if several else objective.predict(output)
+    real = batch["weights"].reshape(batch["weights"].shape[0], -1).sum(-1) > 0
+    return {**made, "number": batch["number"], "real": real}
+
+  def _over(self, params: Any, name: str, examples: Any,
+            num_batches: int | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns sums over a set, and what is predicted of its examples where they are labelled."""
     from lmjax.data import pipeline  # Imports grain, which training on other batches does without.
     config = self._config
     size = config_lib.eval_batch_size(config)
-    make_example = objectives.host_function(config, self._data.tokenizer, token_set)
-    batches = pipeline.eval_batches(token_set, config, batch_size=size, num_batches=num_batches,
-                                    make_example=make_example, rows=partitioning.process_rows(self._mesh, size))
-    total = None
+    batches = pipeline.eval_batches(
+        examples, config, batch_size=size, num_batches=num_batches, rows=partitioning.process_rows(self._mesh, size),
+        make_example=objectives.host_function(self._recipes[name]))
+    task = self._data.tasks[examples.indices[0]] if self._data.tasks else None
+    total, predicted = None, []
     with partitioning.use_mesh(self._mesh):
       for batch in batches:
-        sums = self._sums(params, partitioning.global_batch(self._mesh, batch, size))
+        batch = partitioning.global_batch(self._mesh, batch, size)
         # Over a large set, float32 would lose digits.
-        sums = {k: np.float64(v) for k, v in jax.device_get(sums).items()}
+        sums = {k: np.float64(v) for k, v in jax.device_get(self._sums(params, batch)).items()}
         total = sums if total is None else {k: total[k] + v for k, v in sums.items()}
-    return total
+        if task and hasattr(self._objective, "score"):
+          made = jax.device_get(self._predict(params, batch, task))
+          real = made.pop("real")
+          predicted.append({key: value[real] for key, value in made.items()})
+    return total, {key: np.concatenate([made[key] for made in predicted]) for key in (predicted or [{}])[0]}
 
 
 def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | None = None) -> dict[str, float]:

@@ -6,6 +6,7 @@ attention counts only the scores that the mask leaves. Norms, activations and lo
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import math
@@ -114,6 +115,9 @@ def _outer_products(cfg: ModelConfig, seq_len: int) -> float:
            "sentence": (pooler + 2 * D) / seq_len, "sequence": (pooler + D * cfg.num_labels) / seq_len,
            "choice": (pooler + D) / seq_len, "token": D * cfg.num_labels, "span": 2 * D, "replaced": D * D + D,
            "pooled": 0, "none": pooler / seq_len}
+  if cfg.head == "tasks":
+    parts = (dataclasses.replace(cfg, head=head, num_labels=count) for _, head, count in cfg.task_heads)
+    return sum(_outer_products(part, seq_len) for part in parts)
   return heads[cfg.head] + (E * D if E != D else 0)
 
 
@@ -155,7 +159,7 @@ def means(sums: Mapping[str, Any]) -> dict[str, float]:
 
 def weight_of(sums: Mapping[str, Any], name: str) -> Any:
   """Returns the weight that a sum is to be divided by."""
-  return sums.get(f"{name.split('_')[0]}_weight", sums["weight"])
+  return sums.get(f"{name.rpartition('_')[0]}_weight", sums["weight"])
 
 
 def evaluation(sums: Mapping[str, Any], tokens_per_byte: float | None) -> dict[str, float]:
@@ -172,8 +176,8 @@ def evaluation(sums: Mapping[str, Any], tokens_per_byte: float | None) -> dict[s
   values = {"loss": mean["loss"], "perplexity": float(np.exp(min(mean["loss"], 700.0)))}
   if tokens_per_byte is not None:
     values["bits_per_byte"] = mean["loss"] / math.log(2) * tokens_per_byte
-  of_terms = {name: value for name, value in mean.items() if f"{name.split('_')[0]}_weight" in sums}
-  return {**values, "accuracy": mean["accuracy"], **of_terms}
+  of_terms = {name: value for name, value in mean.items() if f"{name.rpartition('_')[0]}_weight" in sums}
+  return values | ({"accuracy": mean["accuracy"]} if "accuracy" in mean else {}) | of_terms
 
 
 def digest(params: Any) -> str:

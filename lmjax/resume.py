@@ -18,6 +18,7 @@ FIXED = (
     "seed", "train.batch_size", "objective.name", "objective.sentence_pairs", "objective.noise_density",
     "objective.mean_span_length", "objective.memory", "optim.name", "optim.lora_rank", "optim.lora_alpha",
     "optim.lora_targets",
+    "objective.start_token", "data.tasks", "data.mixing_temperature", "data.mixing_limit", "model.task_heads",
     "data.source", "data.weights", "data.text_field", "data.validation_fraction", "data.tokenizer",
     "data.tokenizer_vocab_size", "data.seq_len", "data.packing", "data.document_mask", "data.shuffle",
     "model.architecture", "model.num_layers", "model.num_decoder_layers", "model.share_layers", "model.num_future",
@@ -45,6 +46,7 @@ WARNED = (
     "train.spike_threshold", "model.dropout", "model.dtype", "objective.label_smoothing", "objective.z_loss",
     "objective.router_balance", "objective.router_z_loss", "objective.mask_rate", "objective.mask_unit",
     "objective.mask_random", "objective.mask_same", "objective.sentence_weight", "objective.future_weight",
+    "objective.task_weights", "data.augment_replace", "data.augment_delete", "data.augment_insert", "data.augment_swap",
     "objective.fim_rate", "objective.fim_spm_rate", "objective.predict_fraction", "objective.replaced_weight",
     "optim.learning_rate", "optim.schedule", "optim.warmup_steps", "optim.warmup_tokens", "optim.warmup_epochs",
     "optim.decay_steps", "optim.decay_tokens", "optim.decay_epochs", "optim.final_learning_rate_ratio", "optim.beta1",
@@ -63,6 +65,7 @@ FREE = (
     "eval.patience",
     "checkpoint.every_steps", "checkpoint.every_tokens", "checkpoint.every_epochs", "checkpoint.keep_last",
     "checkpoint.keep_every_steps", "checkpoint.async_save", "checkpoint.restore_from", "checkpoint.import_from",
+    "checkpoint.finetune_from",
     "mesh.replica", "mesh.data", "mesh.fsdp", "mesh.stage", "mesh.expert", "mesh.context", "mesh.tensor",
     "tracking.tensorboard", "tracking.wandb_project", "tracking.trackio_project")
 

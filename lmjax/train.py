@@ -18,12 +18,13 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax import checkpoint, evaluate, memory, metrics, objectives, partitioning, resume
+from lmjax import checkpoint, convert, evaluate, finetune, memory, metrics, objectives, partitioning, resume
 from lmjax import config as config_lib
 from lmjax import workdir as workdir_lib
 from lmjax.checkpoint import best as best_lib
 from lmjax.config import Config, UserError
 from lmjax.config_checks import Refused, check_objective
+from lmjax.data import chat
 from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
 from lmjax.optim import lora
@@ -241,6 +242,7 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
     Refused: where another run has the workdir, where it cannot be written, and where a policy of `train.on_nonfinite`
       or `train.on_spike` stops the run.
   """
+  config = finetune.take_model(config)
   check_objective(config)
   if config.train.compilation_cache:
     enable_compilation_cache()
@@ -273,6 +275,7 @@ def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
   if goes_on:
     resume.check_before_data(workdir, config)
   data = pipeline.open_data(config, *objectives.text_needs(config))
+  config = finetune.grow_vocabulary(objectives.with_heads(config, data.tasks), data.tokenizer.size)
   config = config_lib.resolve_durations(
       config_lib.resolve_model(config, data.tokenizer.size), data.train.num_examples * config.data.seq_len)
   if goes_on:
@@ -295,6 +298,7 @@ def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
       (workdir / "result.json").unlink(missing_ok=True)  # Of a part of the run that ended before.
       workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
       data.tokenizer.save(workdir / "tokenizer.json")
+      _write_names(workdir, config, data.tasks)
     with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
                  active=jax.process_index() == 0) as tracker:
       return _Loop(setup, data, tracker, checkpointer, loss, best).run(state)
@@ -342,7 +346,7 @@ class _Loop:
   def _batches(self, first: int) -> Iterator[dict[str, jax.Array]]:
     from lmjax.data import pipeline
     mesh, size = self.setup.mesh, self.config.train.batch_size
-    make_example = objectives.host_function(self.config, self.data.tokenizer, self.data.train)
+    make_example = objectives.host_function(objectives.recipe_of(self.config, self.data, self.data.train, True))
     batches = pipeline.train_batches(self.data, self.config, start_step=first, make_example=make_example,
                                      rows=partitioning.process_rows(mesh, size))
     return (partitioning.global_batch(mesh, batch, size) for batch in batches)
@@ -483,6 +487,14 @@ def enable_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def _write_names(workdir: epath.Path, config: Config, tasks: Any) -> None:
+  """Writes what a Hugging Face folder made of the workdir is to say of labels and chats."""
+  if len(tasks) == 1 and tasks[0].labels and config.model.head in ("sequence", "token"):
+    convert.write_label_names(workdir, tasks[0].labels)
+  if config.objective.name == "chat":
+    workdir_lib.write_whole(workdir / chat.TEMPLATE_FILE, chat.chat_template(config.data.tokenizer))
+
+
 def _announce(setup: Setup, data: Any, workdir: epath.Path) -> None:
   config, params = setup.config, lora.without(setup.state_shapes.params)
   ways = " ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items() if size > 1)
@@ -511,8 +523,9 @@ def _first_state(setup: Setup,
   if cfg.restore_from:
     params = checkpoint.restore_params(cfg.restore_from, of_model)
   elif cfg.import_from:
-    from lmjax import convert
     params = convert.import_params(cfg.import_from, setup.model, of_model)
+  elif cfg.finetune_from:
+    params = finetune.first_params(setup.config, setup.mesh, lora.without(init_state(setup).params))
   else:
     return init_state(setup), None, best_lib.Best()
   start = jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)

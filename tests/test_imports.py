@@ -15,9 +15,9 @@ LAYERS = (
     ("config_checks",),
     ("config",),
     ("partitioning", "workdir"),
-    ("metrics", "tracking", "models", "data", "optim"),
+    ("metrics", "scores", "tracking", "models", "data", "optim"),
     ("objectives", "generation", "convert", "checkpoint", "scaling"),
-    ("train", "evaluate", "plan", "report", "resume", "interrupt", "memory"),
+    ("train", "evaluate", "finetune", "plan", "report", "resume", "interrupt", "memory"),
     ("sweeps",),
     ("commands",),
     ("__init__", "__main__"),
@@ -26,7 +26,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Siblings here know nothing of each other; further up they may, where no circle comes of it.
 SEPARATE = LAYERS[3]
 HEAVY = ("grain", "tensorflow_datasets", "tokenizers", "matplotlib", "optuna", "torch", "transformers", "wandb",
-         "trackio", "pyarrow", "tensorboardX")
+         "trackio", "pyarrow", "tensorboardX", "sklearn", "sacrebleu", "rouge_score", "seqeval", "jinja2")
 
 
 def part_of(path):

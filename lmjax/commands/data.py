@@ -20,8 +20,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(flag_values: flags.FlagValues) -> None:
   config = experiment.read_config(flag_values)
-  from lmjax import objectives
+  from lmjax import finetune, objectives
   from lmjax.data import pipeline
+  config = finetune.take_model(config)
   print("\n".join(table(pipeline.describe(config, *objectives.text_needs(config)))))
 
 

@@ -5,13 +5,18 @@ both directions. Supporting another family means adding its module to `hf_config
 """
 
 from lmjax.convert.folders import (
-    convert,
-    decoder_start_token_id,
-    import_params,
-    load,
-    load_tokenizer,
-    save_hf,
-    save_peft,
+  convert,
+  decoder_start_token_id,
+  import_params,
+  load,
+  load_tokenizer,
+  read_model,
+  read_whole,
+  save_hf,
+  save_peft,
+  tokenizer_file,
+  write_label_names,
 )
 
-__all__ = ["convert", "decoder_start_token_id", "import_params", "load", "load_tokenizer", "save_hf", "save_peft"]
+__all__ = ["convert", "decoder_start_token_id", "import_params", "load", "load_tokenizer", "read_model", "read_whole",
+           "save_hf", "save_peft", "tokenizer_file", "write_label_names"]

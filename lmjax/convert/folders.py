@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from etils import epath
 from flax import linen as nn
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lmjax import checkpoint
 from lmjax import config as config_lib
-from lmjax.config import CheckpointConfig, Config, OptimConfig, UserError
+from lmjax.config import CheckpointConfig, Config, ModelConfig, OptimConfig, UserError
 from lmjax.config_checks import Refused
 from lmjax.convert.family import Family
 from lmjax.convert.hf_config import differences, from_hf, read_json, to_hf
@@ -93,6 +93,30 @@ def import_params(path: epath.PathLike, model: Transformer, abstract: Any) -> di
   return _read_folder(path, family, config, abstract)
 
 
+def read_model(path: epath.PathLike) -> ModelConfig:
+  """Returns the settings of the model in a Hugging Face folder or a workdir.
+
+  Raises:
+    UserError: as `load` does.
+  """
+  path = local_folder(path)
+  raw = _read_config(path)
+  return (from_hf(raw, path / "config.json")[1] if "model_type" in raw else _workdir_config(path, raw)).model
+
+
+def read_whole(path: epath.PathLike, abstract: Any) -> dict:
+  """Returns the parameters of the model that `read_model` says, laid out as `abstract` says.
+
+  Raises:
+    UserError: as `load` does.
+  """
+  path = local_folder(path)
+  raw = _read_config(path)
+  if "model_type" in raw:
+    return _read_folder(path, *from_hf(raw, path / "config.json"), abstract)
+  return checkpoint.restore_params(path, abstract)
+
+
 def save_hf(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any = None) -> None:
   """Writes a model as a Hugging Face folder, of the family that can express it; of an ELECTRA the discriminator.
 
@@ -164,20 +188,33 @@ def load_tokenizer(path: epath.PathLike) -> Any:
     UserError: if the folder has none.
   """
   from lmjax.data.tokenizer import Tokenizer
+  return Tokenizer.from_file(tokenizer_file(path))
+
+
+def tokenizer_file(path: epath.PathLike) -> epath.Path:
+  """Returns the tokenizer.json of a Hugging Face folder or a workdir.
+
+  Raises:
+    UserError: if the folder has none.
+  """
   path = local_folder(path)
   if not path.is_dir():
     raise UserError(f"There is no folder {path}; give a Hugging Face folder or the workdir of a run.")
-  file = path / _TOKENIZER
-  if not file.exists():
+  if not (path / _TOKENIZER).exists():
     raise UserError(f"{path} has no {_TOKENIZER}; copy the one that belongs to the model there.")
-  return Tokenizer.from_file(file)
+  return path / _TOKENIZER
 
 
 def decoder_start_token_id(path: epath.PathLike) -> int | None:
   """Returns what the text of an encoder-decoder begins with, or None where a folder does not tell."""
   path = local_folder(path)
-  files = [read_json(path / name) for name in ("generation_config.json", "config.json") if (path / name).exists()]
-  return next((id for id in (file.get("decoder_start_token_id") for file in files) if id is not None), None)
+  files = [read_json(path / name) for name in ("generation_config.json", _NAMES, "config.json")
+           if (path / name).exists()]
+  told = [file.get("decoder_start_token_id", file.get("objective", {}).get("start_token")) for file in files]
+  known = next((id for id in told if id is not None), None)
+  if known is None and "model" in files[-1] and (path / _TOKENIZER).exists():
+    return load_tokenizer(path).start_id  # What training has begun texts with.
+  return known
 
 
 def convert(source: epath.PathLike, target: epath.PathLike, adapter: bool = False) -> str:
@@ -207,6 +244,12 @@ def convert(source: epath.PathLike, target: epath.PathLike, adapter: bool = Fals
   tokenizer = load_tokenizer(source) if (source / _TOKENIZER).exists() else None
   family = _save(model, params, target, tokenizer, source)
   return f"Wrote {target}, a Hugging Face folder of model_type {family.model_type} with the newest weights of {source}."
+
+
+def write_label_names(workdir: epath.PathLike, labels: Sequence[str]) -> None:
+  """Writes the names of a run's labels where `convert` finds them."""
+  names = {"id2label": dict(enumerate(labels)), "label2id": {name: number for number, name in enumerate(labels)}}
+  (epath.Path(workdir) / _NAMES).write_text(json.dumps(names, indent=2) + "\n")
 
 
 def _to_adapter(source: epath.Path, target: epath.Path, raw: dict) -> str:

@@ -40,6 +40,20 @@ def training_order(sizes: Sequence[int], weights: Sequence[float], seed: int, sh
   return orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
 
 
+def shares(sizes: Sequence[int], temperature: float, limit: int | None) -> list[float]:
+  """Returns in what proportion sources are mixed: min(size, limit)^(1 / temperature).
+
+  At temperature 1 examples of all sources are as likely; the higher it is, the more even the sources are (Raffel et al.
+  2019, arXiv 1910.10683, section 3.5.2).
+
+  Args:
+    sizes: examples of each source.
+    temperature: at least 1.
+    limit: a size from which on a source counts no more; None has none.
+  """
+  return [min(size, limit or size) ** (1 / temperature) for size in sizes]
+
+
 class _Shuffled(grain.MapDataset):
   """The numbers below `size`, in another random order each epoch."""
 

@@ -14,15 +14,20 @@ import numpy as np
 
 from lmjax.config import Config, DataConfig, cache_dir
 from lmjax.config_checks import UserError, nearest, split_sources
+from lmjax.data import task_sets
+from lmjax.data.frames import Framer
 from lmjax.data.packing import BestFit, Concat
 from lmjax.data.pieces import Source
 from lmjax.data.sources import open_source, short_name
+from lmjax.data.task import Task
+from lmjax.data.task_sets import TaskSet
 from lmjax.data.token_store import TokenStore, build_store
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
 
 Example = dict[str, np.ndarray]
 
-# An objective's host function. It gets a packed example (see packing.py) and a key, and returns a row of the batch. The
+# An objective's host function. It gets a packed example (see packing.py) or a labelled one (see task_sets.py), and a
+# key, and returns a row of the batch. The
 # key is (seed, place of the example in the order), for `np.random.default_rng(key)` where the objective draws
 # something; where it does not, no generator is made.
 MakeExample = Callable[[Example, tuple[int, int]], Example]
@@ -61,6 +66,11 @@ class TokenSet:
   def __getitem__(self, index: int) -> Example:
     return {name: values[0] for name, values in self.read(np.array([index])).items()}
 
+  def examples(self, indices: Sequence[int]) -> list[Example]:
+    """Returns the examples of these numbers."""
+    read = self.read(np.array(indices))
+    return [dict(zip(read, values)) for values in zip(*read.values())]
+
   def read(self, indices: np.ndarray) -> Example:
     """Returns the examples of these numbers, as arrays [examples, T]."""
     if len(self.parts) == 1:
@@ -81,10 +91,12 @@ class Data:
   Attributes:
     train: the training set; a mixture has one part a source.
     eval_sets: evaluation sets by name, in the order of the config.
+    tasks: those of labelled data, with their labels found.
   """
   tokenizer: Tokenizer
-  train: TokenSet
-  eval_sets: dict[str, TokenSet]
+  train: TokenSet | TaskSet
+  eval_sets: dict[str, TokenSet | TaskSet]
+  tasks: tuple[Task, ...] = ()
 
 
 def open_data(config: Config, text_len: int | None = None, special_tokens: Sequence[str] = ()) -> Data:
@@ -101,6 +113,8 @@ def open_data(config: Config, text_len: int | None = None, special_tokens: Seque
   Raises:
     UserError: where a source, the tokenizer or an evaluation set is missing, broken or empty.
   """
+  if config.data.tasks:
+    return _open_tasks(config, special_tokens)
   sources = [open_source(spec, config.data) for spec in split_sources(config.data.source) or [""]]
   prepare = _Preparer(config.data, sources, text_len or config.data.seq_len)
   prepare.tokenizer.add_special(special_tokens)
@@ -108,10 +122,26 @@ def open_data(config: Config, text_len: int | None = None, special_tokens: Seque
   sets = {}
   for entry in config.eval.sets:
     for token_set in _eval_sets(entry, config.data, sources, train, prepare):
-      if token_set.name in sets:
-        raise UserError(f"config.eval.sets names {token_set.name!r} twice; give each set a name of its own.")
+      _refuse_twice(token_set.name, sets)
       sets[token_set.name] = token_set
   return Data(prepare.tokenizer, train, sets)
+
+
+def _open_tasks(config: Config, special_tokens: Sequence[str]) -> Data:
+  trained = task_sets.open_tasks(config)
+  texts = [task_sets.TaskTexts(trained)]
+  tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_vocab_size, texts, _cache_dir(config.data))
+  tokenizer.add_special(special_tokens)
+  length = config.data.seq_len
+  make = functools.partial(task_sets.make_part, framer=Framer(tokenizer, config.model.architecture, length))
+  numbers = tuple(range(len(trained)))
+  train = task_sets.TaskSet("train", tuple(make(task, records) for task, records in trained), numbers, length)
+  sets = {}
+  for entry in config.eval.sets:
+    for name, (index, part) in task_sets.eval_parts(entry, config, trained, make).items():
+      _refuse_twice(name, sets)
+      sets[name] = task_sets.TaskSet(name, (part,), (index,), length)
+  return Data(tokenizer, train, sets, tuple(task for task, _ in trained))
 
 
 def train_batches(data: Data, config: Config, *, start_step: int, make_example: MakeExample,
@@ -135,7 +165,8 @@ def train_batches(data: Data, config: Config, *, start_step: int, make_example: 
   from lmjax.data import mixing
   batch_size = config.train.batch_size
   sizes = [len(part) for part in data.train.parts]
-  order = mixing.training_order(sizes, config.data.weights or sizes, config.seed, config.data.shuffle)
+  weights = config.data.weights or mixing.shares(sizes, config.data.mixing_temperature, config.data.mixing_limit)
+  order = mixing.training_order(sizes, weights, config.seed, config.data.shuffle)
   batches = grain.MapDataset.source(_Batches(
       data.train, order, make_example, config.seed, batch_size, range(batch_size) if rows is None else rows))
   workers, prefetch = config.data.num_workers, config.data.prefetch
@@ -197,16 +228,17 @@ def describe(config: Config, text_len: int | None = None, special_tokens: Sequen
     bytes, bytes a token, examples and share of padding; and the beginning of the training text, decoded.
   """
   data = open_data(config, text_len, special_tokens)
-  text_len = text_len or config.data.seq_len
-  first = data.train.parts[0].store.tokens[:200]
-  return {
+  figures = {
       "tokenizer": {"name": config.data.tokenizer, "size": data.tokenizer.size,
                     "end of document": data.tokenizer.eos_id},
-      "steps per epoch": data.train.num_examples / config.train.batch_size,
-      **{token_set.name: _figures(token_set, text_len) for token_set in
-         {"train": data.train, **data.eval_sets}.values()},
-      "first training text": data.tokenizer.decode(first)[:200],
-  }
+      "steps per epoch": data.train.num_examples / config.train.batch_size}
+  sets = {token_set.name: token_set for token_set in (data.train, *data.eval_sets.values())}
+  if data.tasks:
+    return figures | {name: {part.task.name: task_sets.describe_part(part, data.tokenizer, config.data.seq_len)
+                             for part in task_set.parts} for name, task_set in sets.items()}
+  first = data.train.parts[0].store.tokens[:200]
+  return figures | {name: _figures(token_set, text_len or config.data.seq_len) for name, token_set in sets.items()} | {
+      "first training text": data.tokenizer.decode(first)[:200]}
 
 
 def _figures(token_set: TokenSet, text_len: int) -> dict[str, Any]:
@@ -217,12 +249,21 @@ def _figures(token_set: TokenSet, text_len: int) -> dict[str, Any]:
   }
 
 
+def _refuse_twice(name: str, sets: dict[str, Any]) -> None:
+  if name in sets:
+    raise UserError(f"config.eval.sets names {name!r} twice; give each set a name of its own.")
+
+
+def _cache_dir(config: DataConfig) -> pathlib.Path:
+  return pathlib.Path(config.cache_dir).expanduser() if config.cache_dir else cache_dir()
+
+
 class _Preparer:
   """Makes token sets by the settings of a config, all with one tokenizer."""
 
   def __init__(self, config: DataConfig, sources: Sequence[Source], text_len: int):
     self._config, self._text_len = config, text_len
-    self._cache_dir = pathlib.Path(config.cache_dir).expanduser() if config.cache_dir else cache_dir()
+    self._cache_dir = _cache_dir(config)
     self.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_vocab_size, sources, self._cache_dir)
 
   def token_set(self, name: str, sources: Sequence[Source], split: str) -> TokenSet:
@@ -279,8 +320,7 @@ class _Batches:
 def _make_rows(token_set: TokenSet, make_example: MakeExample, seed: int, examples: Sequence[int],
                places: Sequence[int]) -> Example:
   """Returns rows of a batch, [examples, ...], from the numbers of examples and their places in the order."""
-  read = token_set.read(np.array(examples))
-  made = [make_example(dict(zip(read, values)), (seed, place)) for place, *values in zip(places, *read.values())]
+  made = [make_example(example, (seed, place)) for place, example in zip(places, token_set.examples(examples))]
   # Not np.stack, which takes four times as long.
   return {name: np.array([row[name] for row in made]) for name in made[0]}
 

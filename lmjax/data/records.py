@@ -13,6 +13,7 @@ from lmjax.config_checks import UserError
 from lmjax.data.file_sources import find_files, json_lines, kind_of, unreadable
 from lmjax.data.pieces import digest, is_held_out
 from lmjax.data.stdlib_tasks import stdlib_records
+from lmjax.data.task import value_at
 from lmjax.data.tfds_sources import VALIDATION_NAMES, is_prepared_folder, open_builder
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -155,7 +156,7 @@ def _tfds(spec: str, split: str, named: bool, fraction: float, config: DataConfi
   apart = [name for name in VALIDATION_NAMES if name in splits]
   source = split if named or split == "train" else (*apart, "train")[0]
   if source not in splits:
-    raise UserError(f"The TFDS data set in {folder} has no split {source!r} but {', '.join(splits)}; name one of these, "
+    raise UserError(f"The TFDS data set in {folder} has no split {source!r} but {', '.join(splits)}; name one, "
                     f"as in {spec}[{next(iter(splits), 'train')}].")
   rows = _TfdsRows(builder, source)
   names = {name: tuple(feature.names) for name, feature in builder.info.features.items()
@@ -177,7 +178,6 @@ def _plain(value: Any) -> Any:
 
 def distinct(records: Records, column: str) -> tuple[str, ...]:
   """Returns the sorted distinct texts of a column."""
-  from lmjax.data.task import value_at
   values = (value_at(records[i], column, records.name(i)) for i in range(len(records)))
   flat = (one for value in values for one in (value if isinstance(value, (list, tuple)) else [value]))
   return tuple(sorted({one for one in flat if _is_label(one, column, records)}))

@@ -28,8 +28,8 @@ class Task:
   source: str = setting("", "Where records lie: a path or glob of .jsonl, .csv, .tsv or .parquet files, "
                         "tfds:NAME[/CONFIG][:VERSION], a prepared TFDS folder, or stdlib:NAME.")
   validation: str | None = setting(
-      None, "The same of held-out records, tfds:NAME[SPLIT] for another split; None means the split that the source has, "
-      "else data.validation_fraction of its records.")
+      None, "The same of held-out records, tfds:NAME[SPLIT] for another split; None means the split that the source "
+      "has, else data.validation_fraction of its records.")
   text: str = setting("", "Template of the text, or of the question of extractive_qa and multiple_choice.")
   text_pair: str = setting("", "Template of a second text, or of the text that holds the answers.")
   choices: tuple = setting((), "Templates of the answers to choose from.")
@@ -44,6 +44,7 @@ class Task:
                                "space where labels are written as words, and nothing else.")
   metrics: tuple = setting((), "Metrics of lmjax/scores.py; () means those that are usual for the kind.")
   max_answer_tokens: int = setting(64, "Longest answer of extractive_qa.", unit="tokens", low=1)
+  no_answer: bool = setting(True, "Whether in extractive_qa a text may hold no answer.")
   max_target_tokens: int | None = setting(
       None, "Longest text that an encoder-decoder writes, the rest being cut; None means data.seq_len.", unit="tokens",
       low=2)
@@ -58,6 +59,14 @@ class Task:
   def num_labels(self) -> int:
     """Labels of that head; 1 where it has none."""
     return len(self.labels) if self.kind in ("classification", "token_classification") else 1
+
+  @property
+  def measured(self) -> tuple[str, ...]:
+    """The metrics, those that are usual for the kind unless others are set."""
+    if self.metrics or self.kind != "token_classification":
+      return self.metrics or _USUAL[self.kind]
+    in_spans = all(label == "O" or label[:2] in ("B-", "I-") for label in self.labels)
+    return ("span_f1",) if in_spans else ("accuracy", "f1_macro")
 
   @property
   def templates(self) -> tuple[str, ...]:
@@ -82,6 +91,8 @@ _NEEDS = {
     "text_to_text": (("text", "target"), ()),
     "chat": (("messages",), ()),
 }
+_USUAL = {"classification": ("accuracy",), "regression": ("pearson", "spearman"), "extractive_qa": ("squad",),
+          "multiple_choice": ("accuracy",), "text_to_text": ("exact_match", "chrf"), "chat": ()}
 _OF_KINDS = {name for needed, further in _NEEDS.values() for name in needed + further}
 _COLUMN = re.compile(r"\{([^{}]+)\}")
 
@@ -174,8 +185,8 @@ def label_of(task: Task, value: Any, where: str) -> int:
   if isinstance(value, int) and 0 <= value < count:
     return value
   known = f"the names {', '.join(map(str, task.labels[:20]))} or " if task.labels else ""
-  raise UserError(f"{where} has the label {value!r}, but the task {task.name!r} has {known}numbers from 0 to {count - 1}; "
-                  "mend the record or the task's labels.")
+  raise UserError(f"{where} has the label {value!r}, but the task {task.name!r} has {known}numbers from 0 to "
+                  f"{count - 1}; mend the record or the task's labels.")
 
 
 def number_of(task: Task, value: Any, where: str) -> float:

@@ -18,6 +18,8 @@ EOS = "<|endoftext|>"
 _EOS_NAMES = (EOS, "</s>", "<eos>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "<|eos|>",
               "<EOS>", "[EOS]", "<|im_end|>", "[SEP]")
 
+_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
+
 # What the special tokens that objectives need are called; one that is missing is added by its first name.
 _NAMES = {"mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>", "<cls>"), "sep": ("[SEP]", "</s>", "<sep>"),
           "R": ("[R]", "[NLU]"), "S": ("[S]", "[S2S]"), "X": ("[X]", "[NLG]")}
@@ -125,15 +127,36 @@ class Tokenizer:
     path = epath.Path(path)
     temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
     try:
-      temporary.write_text(self._backend.to_str(pretty=True))
+      temporary.write_text(self.to_json())
       temporary.replace(path)
     except OSError:
       temporary.unlink(missing_ok=True)
       raise
 
+  def to_json(self) -> str:
+    """Returns the text of a tokenizer.json."""
+    return self._backend.to_str(pretty=True)
+
   def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
     """Returns the ids of a text; `add_special_tokens` frames it as the tokenizer file says, such as by an end."""
     return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+  def encode_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], np.ndarray]:
+    """Returns the ids of a text that names special tokens, and [ids] booleans of those within spans of characters."""
+    self._backend.encode_special_tokens = False
+    try:
+      encoding = self._backend.encode(text, add_special_tokens=False)
+    finally:
+      self._backend.encode_special_tokens = True
+    inside = [any(start < end and begin < stop and end > start for start, stop in spans)
+              for begin, end in encoding.offsets]
+    return encoding.ids, np.array(inside, bool)
+
+  def special_names(self) -> tuple[tuple[str, str], ...]:
+    """Returns the special tokens that a chat template may name: (bos_token, ...) where there is one, and eos_token."""
+    vocab = self._backend.get_vocab(with_added_tokens=True)
+    starts = [token for token in _BOS_NAMES if token in vocab]
+    return (*(("bos_token", token) for token in starts[:1]), ("eos_token", self._backend.id_to_token(self.eos_id)))
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the ids (uint32) of each text, using all cores."""
@@ -151,7 +174,7 @@ class Tokenizer:
   @functools.cached_property
   def fingerprint(self) -> str:
     # No text becomes a special token but the one that ends it, so that adding others changes no id.
-    made = json.loads(self._backend.to_str())
+    made = json.loads(self.to_json())
     made["added_tokens"] = [token for token in made["added_tokens"] if not token["special"]]
     return digest(json.dumps(made, sort_keys=True), self.eos_id)
 

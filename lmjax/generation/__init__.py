@@ -64,6 +64,23 @@ def _decode(model, params, prompts_BP, lengths_B, num_tokens, sampler, seed, eos
                 eos_id=eos_id, vocab_size=vocab_size)
 
 
+def decode_greedily(model: Any, params: Any, prompts_BP: jax.Array, lengths_B: jax.Array, num_tokens: int, eos_id: int,
+                    vocab_size: int, decoder_start_token_id: int) -> jax.Array:
+  """Returns the likeliest tokens_BT after prompts, or of an encoder-decoder's answers to them.
+
+  Args:
+    model, params: as `generate` takes them.
+    prompts_BP: right-aligned, with padding first; for an encoder-decoder left-aligned.
+    lengths_B: tokens of each prompt.
+    num_tokens: T.
+    eos_id: ends a text; what follows it is eos_id too.
+    vocab_size: tokens from this on are never chosen.
+    decoder_start_token_id: what the text of an encoder-decoder begins with.
+  """
+  return _decode(model, params, prompts_BP, lengths_B, num_tokens, Sampler(temperature=0.0), 0, eos_id, vocab_size,
+                 decoder_start_token_id)
+
+
 def _until(tokens: list[int], eos_id: int | None) -> list[int]:
   return tokens[:tokens.index(eos_id)] if eos_id in tokens else tokens
 

@@ -5,6 +5,7 @@ Shapes: B batch, T length, D model width, E embedding width, V vocabulary.
 
 import dataclasses
 import functools
+import re
 from typing import Any, Callable
 
 from flax import linen as nn
@@ -136,7 +137,11 @@ class Transformer(nn.Module):
         self.head_transform = HeadTransform(cfg)
       if not cfg.tie_embeddings or cfg.head_bias:
         self.head = Head(cfg)
-    if cfg.head != "lm":
+    if cfg.head == "tasks":
+      self.task_heads = {
+          name: TaskHead(dataclasses.replace(cfg, head=head, num_labels=num_labels), name=f"{head_name(name)}_head")
+          for name, head, num_labels in cfg.task_heads}
+    elif cfg.head != "lm":
       # Each has its own name, so that a checkpoint says what its parameters are for.
       self.task_head = TaskHead(cfg, name=f"{cfg.head}_head")
 
@@ -206,7 +211,7 @@ class Transformer(nn.Module):
                segment_ids_BT: jax.Array | None = None, token_types_BT: jax.Array | None = None) -> Any:
     """Returns what the head makes, in float32: logits_BTV, or what `heads.TaskHead` says.
 
-    The pretraining head makes a pair: logits_BTV, and the sentences'.
+    The pretraining head makes a pair: logits_BTV, and the sentences'; several tasks' heads a dict by task.
 
     Args:
       tokens_BT: integer tokens. For the choice head all arguments may be [B, choices, T], and the logits are then
@@ -223,6 +228,8 @@ class Transformer(nn.Module):
     x_BTD = self.features(tokens_BT, positions_BT, segment_ids_BT, token_types_BT)[0]
     if self.cfg.head == "lm":
       return self.logits(x_BTD)
+    if self.cfg.head == "tasks":
+      return {name: head(x_BTD, segment_ids_BT) for name, head in self.task_heads.items()}
     made = self.task_head(x_BTD, segment_ids_BT)
     if self.cfg.head == "pretraining":
       return self.logits(x_BTD), made
@@ -253,6 +260,11 @@ class Transformer(nn.Module):
   def dummy_inputs(self) -> tuple[jax.Array, ...]:
     """Smallest inputs that make all parameters."""
     return (jnp.zeros((1, 2), jnp.int32),)
+
+
+def head_name(task: str) -> str:
+  """Returns what the head of a task is called in the parameters, whose paths have slashes between their parts."""
+  return re.sub(r"\W", "_", task)
 
 
 class Future(nn.Module):

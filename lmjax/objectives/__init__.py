@@ -2,9 +2,11 @@
 
 A module may also say how much text an example takes (`text_len`), which special tokens it needs (`SPECIAL_TOKENS`, or
 `special_tokens` where that depends on the settings), and what terms of its loss beside the first count
-(`term_weights`).
+(`term_weights`). Those that learn from labelled tasks also say what they predict of a batch and how good that is
+(`predict`, `score`).
 """
 
+import dataclasses
 import functools
 from typing import Any, Callable, Sequence
 
@@ -12,39 +14,99 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.config import Config, ObjectiveConfig
+from lmjax.config_checks import UserError
+from lmjax.data import augment, frames
+from lmjax.data.task import Task, parse_task
+from lmjax.data.task_specs import TASKS
 from lmjax.objectives import (
   causal_lm,
+  chat,
+  classification,
+  extractive_qa,
   fill_in_the_middle,
   masked_lm,
   mixture_of_denoisers,
+  multi_task,
   multi_token,
+  multiple_choice,
   permutation_lm,
   prefix_lm,
+  regression,
   replaced_tokens,
   span_corruption,
+  text_to_text,
+  token_classification,
 )
-from lmjax.objectives.recipe import make_recipe
+from lmjax.objectives.recipe import Recipe, make_recipe
 
 OBJECTIVES = {
     "causal_lm": causal_lm, "multi_token": multi_token, "prefix_lm": prefix_lm,
     "fill_in_the_middle": fill_in_the_middle, "masked_lm": masked_lm, "replaced_tokens": replaced_tokens,
     "permutation_lm": permutation_lm, "span_corruption": span_corruption,
-    "mixture_of_denoisers": mixture_of_denoisers}
+    "mixture_of_denoisers": mixture_of_denoisers, "classification": classification, "regression": regression,
+    "token_classification": token_classification, "extractive_qa": extractive_qa, "multiple_choice": multiple_choice,
+    "text_to_text": text_to_text, "chat": chat, "multi_task": multi_task}
+
+# Kinds of tasks that can be written as text.
+_AS_TEXT = ("text_to_text", "classification", "regression", "extractive_qa", "multiple_choice")
 
 
 def text_needs(config: Config) -> tuple[int, Sequence[str]]:
   """Returns the tokens of text in an example and the special tokens that an experiment's objective needs."""
+  check_tasks(config)
   module = OBJECTIVES[config.objective.name]
+  if config.data.tasks and config.model.architecture == "encoder":
+    return config.data.seq_len, frames.SPECIAL_TOKENS
   text_len = module.text_len(config) if hasattr(module, "text_len") else config.data.seq_len
   if hasattr(module, "special_tokens"):
     return text_len, module.special_tokens(config)
   return text_len, getattr(module, "SPECIAL_TOKENS", ())
 
 
-def host_function(config: Config, tokenizer: Any, texts: Any) -> Callable[..., dict]:
-  """Returns the objective's (packed example, key) -> row of a batch, for examples of the set `texts`."""
-  recipe = make_recipe(config, tokenizer, text_needs(config)[1], texts)
-  return functools.partial(OBJECTIVES[config.objective.name].make_example, recipe=recipe)
+def recipe_of(config: Config, data: Any, texts: Any, training: bool = False) -> Recipe:
+  """Returns how examples of the set `texts` of a `lmjax.data.pipeline.Data` become rows."""
+  return make_recipe(config, data.tokenizer, text_needs(config)[1], texts, data.tasks, training)
+
+
+def host_function(recipe: Recipe) -> Callable[..., dict]:
+  """Returns the objective's (example, key) -> row of a batch."""
+  return functools.partial(OBJECTIVES[recipe.cfg.name].make_example, recipe=recipe)
+
+
+def check_tasks(config: Config) -> None:
+  """Raises a UserError for a task of a kind that the objective does not learn."""
+  name = config.objective.name
+  able = {"text_to_text": _AS_TEXT, "multi_task": tuple(multi_task.KINDS)}.get(name, (name,))
+  for task in (parse_task(entry, TASKS) for entry in config.data.tasks):
+    if task.kind not in able:
+      raise UserError(f"config.objective.name is {name}, but the task {task.name!r} of config.data.tasks is of kind "
+                      f"{task.kind}; set the objective to {task.kind}, or name tasks of kind {' or '.join(able)}.")
+  if name not in ("text_to_text", "multi_task", "chat") and len(config.data.tasks) > 1:
+    raise UserError(f"config.objective.name is {name}, which learns one task, but config.data.tasks has "
+                    f"{len(config.data.tasks)}; set it to multi_task, with config.model.head tasks.")
+  if name not in ("classification", "regression", "multiple_choice", "text_to_text") and augment.is_on(config.data):
+    raise UserError(f"config.data.augment_... changes words, which config.objective.name = {name} cannot bear; set "
+                    "them to 0.")
+
+
+def with_heads(config: Config, tasks: Sequence[Task]) -> Config:
+  """Returns the config whose model has the heads that its tasks need.
+
+  Raises:
+    UserError: where another number of labels is set.
+  """
+  if not tasks:
+    return config
+  model, needed = config.model, tasks[0].num_labels
+  if config.objective.name == "multi_task":
+    heads = tuple((task.name, task.head, task.num_labels) for task in tasks)
+    return dataclasses.replace(config, model=dataclasses.replace(model, task_heads=heads))
+  if tasks[0].head in ("sequence", "token") and model.head != "lm":
+    if model.num_labels not in (None, needed):
+      raise UserError(f"config.model.num_labels is {model.num_labels}, but the task {tasks[0].name!r} has {needed}; "
+                      f"set it to {needed}, or leave it None.")
+    return dataclasses.replace(config, model=dataclasses.replace(model, num_labels=needed))
+  return config
 
 
 def balance(module: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:
@@ -53,7 +115,9 @@ def balance(module: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> d
   All sums are divided by the sum of the first term's `weights`. A term's `TERM_weights` are therefore made to add up to
   that times what the term counts.
   """
-  terms = module.term_weights(cfg) if hasattr(module, "term_weights") else {}
+  if hasattr(module, "balance"):
+    return module.balance(batch, cfg)
+  terms = module.term_weights(cfg, batch) if hasattr(module, "term_weights") else {}
   whole = jnp.sum(batch["weights"])
   scaled = {}
   for term, factor in terms.items():

@@ -9,12 +9,12 @@ tokens, whole words, or spans of words whose number is geometric, with p = 0.2 a
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import Config, ObjectiveConfig
 from lmjax.objectives import framing
 from lmjax.objectives.cross_entropy import cross_entropy, loss_options
+from lmjax.objectives.labelled import label_terms
 from lmjax.objectives.recipe import Recipe, padded
 
 SPECIAL_TOKENS = ("mask", *framing.SPECIAL_TOKENS)
@@ -26,7 +26,7 @@ def text_len(config: Config) -> int:
   return framing.text_len(config.objective.sentence_pairs, config.data.seq_len)
 
 
-def term_weights(cfg: ObjectiveConfig) -> dict[str, float]:
+def term_weights(cfg: ObjectiveConfig, batch: Any) -> dict[str, float]:
   """Returns what each term beside the first counts."""
   return {"sentence": cfg.sentence_weight} if cfg.sentence_pairs != "none" else {}
 
@@ -100,15 +100,7 @@ def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveCon
                                  rngs=rngs, method="masked_outputs")
   total, sums = cross_entropy(*output[:2], batch["targets"], batch["weights"], loss_options(cfg, model.cfg), output[2])
   if cfg.sentence_pairs != "none":
-    of_pairs = label_sums(sentence, batch["sentence_labels"], batch["sentence_weights"])
-    total += of_pairs["loss"]
+    loss_of_pairs, of_pairs = label_terms(sentence, batch["sentence_labels"], batch["sentence_weights"])
+    total += loss_of_pairs
     sums |= {f"sentence_{name}": value for name, value in of_pairs.items()}
   return total, sums
-
-
-def label_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
-  """Returns weighted sums of the cross-entropy of labels [...] under logits [..., L], and of how many are right."""
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  nll = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-  right = jnp.argmax(logits, axis=-1) == labels
-  return {"loss": jnp.sum(nll * weights), "accuracy": jnp.sum(right * weights), "weight": jnp.sum(weights)}

@@ -18,7 +18,7 @@ from lmjax.objectives.cross_entropy import cross_entropy, loss_options
 from lmjax.objectives.recipe import Recipe
 
 
-def term_weights(cfg: ObjectiveConfig) -> dict[str, float]:
+def term_weights(cfg: ObjectiveConfig, batch: Any) -> dict[str, float]:
   """Returns what the further tokens count together."""
   return {"future": cfg.future_weight}
 

@@ -29,6 +29,7 @@ import numpy as np
 from lmjax.config import Config, ObjectiveConfig
 from lmjax.objectives import masked_lm
 from lmjax.objectives.cross_entropy import chunk_size, cross_entropy, loss_options
+from lmjax.objectives.labelled import label_terms
 from lmjax.objectives.recipe import Recipe
 
 SPECIAL_TOKENS = masked_lm.SPECIAL_TOKENS
@@ -39,7 +40,7 @@ def text_len(config: Config) -> int:
   return masked_lm.text_len(config)
 
 
-def term_weights(cfg: ObjectiveConfig) -> dict[str, float]:
+def term_weights(cfg: ObjectiveConfig, batch: Any) -> dict[str, float]:
   """Returns what each term beside the first counts."""
   return {"replaced": cfg.replaced_weight}
 
@@ -69,9 +70,10 @@ def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveCon
   logits_BT = apply(tokens_BT, None, segments, types)
   weights = batch["replaced_weights"]
   # The softmax of 0 and a logit is its sigmoid.
-  of_tokens = masked_lm.label_sums(jnp.stack([jnp.zeros_like(logits_BT), logits_BT], -1), is_replaced_BT, weights)
+  both = jnp.stack([jnp.zeros_like(logits_BT), logits_BT], -1)
+  loss_of_tokens, of_tokens = label_terms(both, is_replaced_BT, weights)
   of_tokens["share"] = jnp.sum(is_replaced_BT * weights)
-  return total + of_tokens["loss"], sums | {f"replaced_{name}": value for name, value in of_tokens.items()}
+  return total + loss_of_tokens, sums | {f"replaced_{name}": value for name, value in of_tokens.items()}
 
 
 def draw(x_BPD: jax.Array, w_VD: jax.Array, bias_V: jax.Array | None, keys_B: jax.Array, softcap: float | None = None,

@@ -1,0 +1,2 @@
+from lmjax.data.task import Task
+TASKS = {}
