@@ -154,7 +154,7 @@ def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any
       write_modules(folder, model.cfg.embed_dim)
     write_tensors(folder, *hf_tensors(family, model.cfg, params))
     if tokenizer:
-      _save_tokenizer(tokenizer, folder)
+      _save_tokenizer(tokenizer, folder, model.cfg)
     if source:
       _copy_tokenizer(source, folder)
   return family
@@ -312,11 +312,13 @@ def _workdir_config(path: epath.Path, raw: dict) -> Config:
     raise UserError(f"{path / 'config.json'} is not one that lmjax can read: {e}") from e
 
 
-def _save_tokenizer(tokenizer: Any, folder: epath.Path) -> None:
-  import tokenizers
+def _save_tokenizer(tokenizer: Any, folder: epath.Path, cfg: ModelConfig) -> None:
   tokenizer.save(folder / _TOKENIZER)
-  eos = tokenizers.Tokenizer.from_file(str(folder / _TOKENIZER)).id_to_token(tokenizer.eos_id)
-  settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "clean_up_tokenization_spaces": False}
+  # What pads is masked, so that any token serves.
+  settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+              **tokenizer.names_of_special(), "pad_token": tokenizer.names_of_special()["eos_token"]}
+  if cfg.token_types > 1:
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
   (folder / _TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -39,14 +39,14 @@ def _own_template(tokenizer: str) -> str | None:
   return template
 
 
-def rendered(messages: Sequence[Mapping[str, str]], template: str, special: tuple[tuple[str, str], ...] = (),
+def rendered(messages: Sequence[Mapping[str, str]], template: str, special: Mapping[str, str],
              add_generation_prompt: bool = False) -> str:
   """Returns the text of a chat.
 
   Args:
     messages: each with its role and content.
     template: in Jinja, as transformers has them.
-    special: (name, token) of the special tokens that a template may name, such as ("eos_token", "</s>").
+    special: the special tokens that a template may name, such as {"eos_token": "</s>"}.
     add_generation_prompt: whether the text ends so that the assistant's next message follows.
 
   Raises:
@@ -54,7 +54,7 @@ def rendered(messages: Sequence[Mapping[str, str]], template: str, special: tupl
   """
   import jinja2
   try:
-    return _compiled(template).render(messages=messages, add_generation_prompt=add_generation_prompt, **dict(special))
+    return _compiled(template).render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
   except jinja2.TemplateError as e:
     raise UserError(f"The chat template of the tokenizer's folder does not take the messages ({e}); mend one of "
                     "them.") from e
@@ -73,7 +73,7 @@ def _compiled(template: str) -> Any:
   return environment.from_string(template)
 
 
-def answers_in(messages: Sequence[Mapping[str, str]], template: str, special: tuple[tuple[str, str], ...],
+def answers_in(messages: Sequence[Mapping[str, str]], template: str, special: Mapping[str, str],
                where: str) -> tuple[str, list[tuple[int, int]]]:
   """Returns the text of a chat, and the characters [start, stop) of each of the assistant's messages in it.
 

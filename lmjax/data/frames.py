@@ -21,10 +21,10 @@ class Framer:
     length: tokens of a frame at most.
   """
 
-  def __init__(self, tokenizer: Tokenizer, architecture: str, length: int):
-    """Args: `tokenizer`: has the special tokens "cls" and "sep" where `architecture` is encoder."""
+  def __init__(self, tokenizer: Tokenizer, length: int):
+    """Args: `tokenizer`: which says how texts are framed."""
     self.length = length
-    self._cut, self._windowed = (_framing(tokenizer, architecture) for _ in range(2))
+    self._cut, self._windowed = _copy(tokenizer), _copy(tokenizer)
     self._cut.enable_truncation(length, strategy="longest_first")
     self._windowed.enable_truncation(length, stride=length // 4, strategy="only_second")
 
@@ -65,19 +65,17 @@ def first_tokens(offsets: Sequence[tuple[int, int]], sequence_ids: Sequence[int 
   return places
 
 
-def _framing(tokenizer: Tokenizer, architecture: str) -> Any:
+def add_frame(tokenizer: Tokenizer, architecture: str) -> None:
+  """Makes a tokenizer say how texts are framed, where its file does not, so that whoever reads the file frames alike."""
+  if architecture == "encoder":
+    cls, sep = tokenizer.add_special(SPECIAL_TOKENS).items()
+    tokenizer.add_template("{cls} $A {sep}", "{cls} $A {sep} $B:1 {sep}:1", dict([cls, sep]))
+  else:
+    tokenizer.add_template("$A {end}", "$A {end} $B:1 {end}:1", {"end": tokenizer.eos_id})
+
+
+def _copy(tokenizer: Tokenizer) -> Any:
   import tokenizers
   backend = tokenizers.Tokenizer.from_str(tokenizer.to_json())
   backend.encode_special_tokens = True
-  if backend.num_special_tokens_to_add(False):
-    return backend
-  if architecture != "encoder":
-    end = backend.id_to_token(tokenizer.eos_id)
-    template = dict(single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.eos_id)])
-  else:
-    ids = tokenizer.add_special(SPECIAL_TOKENS)
-    cls, sep = (backend.id_to_token(ids[name]) for name in SPECIAL_TOKENS)
-    template = dict(single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1",
-                    special_tokens=[(cls, ids["cls"]), (sep, ids["sep"])])
-  backend.post_processor = tokenizers.processors.TemplateProcessing(**template)
   return backend

@@ -14,8 +14,7 @@ import numpy as np
 
 from lmjax.config import Config, DataConfig, cache_dir
 from lmjax.config_checks import UserError, nearest, split_sources
-from lmjax.data import task_sets
-from lmjax.data.frames import Framer
+from lmjax.data import frames, task_sets
 from lmjax.data.packing import BestFit, Concat
 from lmjax.data.pieces import Source
 from lmjax.data.sources import open_source, short_name
@@ -133,7 +132,9 @@ def _open_tasks(config: Config, special_tokens: Sequence[str]) -> Data:
   tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_vocab_size, texts, _cache_dir(config.data))
   tokenizer.add_special(special_tokens)
   length = config.data.seq_len
-  make = functools.partial(task_sets.make_part, framer=Framer(tokenizer, config.model.architecture, length))
+  if (config.model.architecture, config.model.head) != ("decoder", "lm"):  # It goes on from a text without an end.
+    frames.add_frame(tokenizer, config.model.architecture)
+  make = functools.partial(task_sets.make_part, framer=frames.Framer(tokenizer, length))
   numbers = tuple(range(len(trained)))
   train = task_sets.TaskSet("train", tuple(make(task, records) for task, records in trained), numbers, length)
   sets = {}

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import pathlib
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from etils import epath
 import numpy as np
@@ -79,6 +79,21 @@ class Tokenizer:
       ids[name] = next(vocab[token] for token in known if token in vocab)
     return ids
 
+  def add_template(self, single: str, pair: str, ids: Mapping[str, int]) -> None:
+    """Sets which special tokens stand around one text and around two, unless the tokenizer has some already.
+
+    Args:
+      single, pair: templates as `tokenizers.processors.TemplateProcessing` has them, with names in braces for tokens.
+      ids: of those names.
+    """
+    import tokenizers
+    if self._backend.num_special_tokens_to_add(False):
+      return
+    tokens = {name: self._backend.id_to_token(id) for name, id in ids.items()}
+    self._backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=single.format(**tokens), pair=pair.format(**tokens),
+        special_tokens=[(tokens[name], id) for name, id in ids.items()])
+
   def special_ids(self) -> list[int]:
     """Returns the ids that no text has."""
     return sorted(id for id, token in self._backend.get_added_tokens_decoder().items() if token.special)
@@ -152,11 +167,13 @@ class Tokenizer:
               for begin, end in encoding.offsets]
     return encoding.ids, np.array(inside, bool)
 
-  def special_names(self) -> tuple[tuple[str, str], ...]:
-    """Returns the special tokens that a chat template may name: (bos_token, ...) where there is one, and eos_token."""
+  def names_of_special(self) -> dict[str, str]:
+    """Returns the special tokens that there are by transformers' names: eos_token, and of others those it has."""
     vocab = self._backend.get_vocab(with_added_tokens=True)
-    starts = [token for token in _BOS_NAMES if token in vocab]
-    return (*(("bos_token", token) for token in starts[:1]), ("eos_token", self._backend.id_to_token(self.eos_id)))
+    named = {"bos_token": _BOS_NAMES, **{f"{name}_token": _NAMES[name] for name in ("mask", "cls", "sep")}}
+    found = {name: [token for token in tokens if token in vocab][:1] for name, tokens in named.items()}
+    return {"eos_token": self._backend.id_to_token(self.eos_id)} | {name: tokens[0] for name, tokens in found.items()
+                                                                   if tokens}
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the ids (uint32) of each text, using all cores."""

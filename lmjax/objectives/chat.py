@@ -32,7 +32,7 @@ def make_example(example: dict[str, Any], key: tuple[int, int], recipe: Recipe) 
   """Returns a row: `inputs`, `targets`, `weights` and `segment_ids` [T], and the numbers of its example and task."""
   del key  # Nothing is drawn.
   messages = messages_of(task_of(example, recipe), example["record"], example["where"])
-  text, answers = answers_in(messages, recipe.chat_template, recipe.tokenizer.special_names(),
+  text, answers = answers_in(messages, recipe.chat_template, recipe.tokenizer.names_of_special(),
                              example["where"])
   tokens, is_answer = recipe.tokenizer.encode_spans(text, answers)
   T, count = recipe.seq_len, min(len(tokens) - 1, recipe.seq_len)

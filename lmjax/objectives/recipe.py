@@ -54,7 +54,7 @@ class Recipe:
   @functools.cached_property
   def framer(self) -> Framer:
     """Frames texts for the model."""
-    return Framer(self.tokenizer, self.model.architecture, self.seq_len)
+    return Framer(self.tokenizer, self.seq_len)
 
 
 def make_recipe(config: Config, tokenizer: Any, special_tokens: Sequence[str], texts: Any, tasks: Sequence[Task] = (),

@@ -1,1 +1,0 @@
-def stdlib_records(name, split, fraction): raise NotImplementedError

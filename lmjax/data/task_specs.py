@@ -1,2 +1,0 @@
-from lmjax.data.task import Task
-TASKS = {}
