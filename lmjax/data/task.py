@@ -44,6 +44,7 @@ class Task:
                                "space where labels are written as words, and nothing else.")
   metrics: tuple = setting((), "Metrics of lmjax/scores.py; () means those that are usual for the kind.")
   max_answer_tokens: int = setting(64, "Longest answer of extractive_qa.", unit="tokens", low=1)
+  no_answer: bool = setting(True, "Whether in extractive_qa a text may hold no answer.")
   max_target_tokens: int | None = setting(
       None, "Longest text that an encoder-decoder writes, the rest being cut; None means data.seq_len.", unit="tokens",
       low=2)
