@@ -8,6 +8,7 @@ dark mode.
 import dataclasses
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -25,8 +26,12 @@ from lmjax.workdir import write_whole
 _MAX_POINTS = 800
 # matplotlib writes these colours, the page replaces them by CSS variables that differ in light and dark mode.
 _INK, _GRID = "#010203", "#010204"
+# The order of the first columns of evaluations, and the metric that is no set's own.
+_FIRST, _AVERAGE = ("loss", "perplexity", "bits_per_byte", "accuracy"), "tasks/average"
 # Curves without noise, which smoothing would only falsify.
 _EXACT = ("Learning rate",)
+# Metrics of tasks that share an axis.
+_SHARES = ("f1", "f1_macro", "matthews", "spearman", "span_f1", "rougeL", "exact_match")
 _SERIES = [f"#0102{10 + i:02x}" for i in range(6)]
 
 
@@ -176,12 +181,22 @@ def _status(run: Run) -> str:
 def _evaluations(run: Run) -> str:
   if not run.eval_sets:
     return ""
-  names = ("loss", "perplexity", "bits_per_byte", "accuracy")
-  head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in names)
+  names = _metrics(run)
+  head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)
   rows = [f"<tr><th>{html.escape(s)}</th>" + "".join(f"<td>{_number(run.last(f'{s}/{n}'))}</td>" for n in names)
           + "</tr>" for s in run.eval_sets]
+  average = run.last(_AVERAGE)
+  if average is not None:
+    rows.append(f'<tr><th>average of tasks</th><td colspan="{len(names)}">{_number(average)}</td></tr>')
   return (f'<h2>Last evaluation</h2><div class="scroll"><table><tr><th>set</th>{head}</tr>{"".join(rows)}</table>'
           "</div>")
+
+
+def _metrics(run: Run) -> list[str]:
+  """Returns the metrics that any set has, in the order they appear; those of a language model's text come first."""
+  found = [name.removeprefix(f"{s}/") for s in run.eval_sets for name in run.curves
+           if name.startswith(f"{s}/") and "/" not in name.removeprefix(f"{s}/")]
+  return [*dict.fromkeys([name for name in _FIRST if name in found] + found)]
 
 
 def _samples(run: Run) -> str:
@@ -258,6 +273,10 @@ def _charts(run: Run) -> list[str]:
   for metric, label in (("num_tokens", "tokens"), ("train_flops", "training FLOPs")):
     if metric in run.curves:
       charts.append((f"Loss against {label}", _loss_series(run, metric), label, "log", "linear"))
+  shares = [(name, *run.curves[name], True) for name in (f"{s}/{metric}" for s in run.eval_sets for metric in _SHARES)
+            if name in run.curves]
+  if shares:
+    charts.append(("Metrics of tasks", shares, "step", "", "linear"))
   for metric, title, scale in (("learning_rate", "Learning rate", "linear"), ("grad_norm", "Gradient norm", "log"),
                                ("tokens_per_second", "Tokens a second", "linear"), ("mfu", "MFU", "linear")):
     if metric in run.curves:
@@ -300,7 +319,7 @@ def _draw(title: str, series: Sequence[tuple[str, np.ndarray, np.ndarray, bool]]
   with matplotlib.rc_context(style):
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
-    for color, (label, x, y, marked) in zip(_SERIES, series):
+    for color, (label, x, y, marked) in zip(itertools.cycle(_SERIES), series):
       _curve(axes, label, x, y, marked, color)
     axes.set_xlabel(x_label)
     positive = {"x": all((x > 0).all() for _, x, _, _ in series), "y": all((y > 0).all() for _, _, y, _ in series)}

@@ -16,7 +16,8 @@ from lmjax.models.transformer import init_params, make_model
 SIZES = {
     "gpt2": "124M 355M 774M 1.5B", "llama": "2-7B 2-13B 2-70B 3-8B 3-70B 3.2-1B 3.2-3B", "mixtral": "8x7B 8x22B",
     "bert": "base large", "electra": "small base large", "t5": "small base large 3B 11B 1.1-small 1.1-XXL",
-    "transformer": "base big", "xlnet": "base large", "debug": "gemma t5"}
+    "transformer": "base big", "xlnet": "base large", "debug": "gemma t5",
+    "tasks": "stdlib/identifiers stdlib/docstrings stdlib/packages,stdlib/answers", "finetune": "glue/sst2 squad"}
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "experiments").glob("*.py"))
 
 

@@ -62,7 +62,7 @@ def test_a_finished_run(tmp_path):
   assert titles(page) == ["Loss", "Loss against tokens", "Loss against training FLOPs", "Learning rate",
                           "Gradient norm", "Tokens a second"]
   assert page.count("<svg") == 6
-  assert "<tr><th>validation</th><td>3.2500</td><td>–</td><td>1.8750</td><td>–</td></tr>" in page
+  assert "<th>loss</th><th>bits per byte</th></tr><tr><th>validation</th><td>3.2500</td><td>1.8750</td></tr>" in page
   assert not (tmp_path / "run" / "report.html.tmp").exists()
 
 

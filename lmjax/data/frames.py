@@ -66,10 +66,10 @@ def first_tokens(offsets: Sequence[tuple[int, int]], sequence_ids: Sequence[int 
 
 
 def add_frame(tokenizer: Tokenizer, architecture: str) -> None:
-  """Makes a tokenizer say how texts are framed, where its file does not, so that whoever reads the file frames alike."""
+  """Makes a tokenizer say how texts are framed, where its file does not, so that whoever reads it frames alike."""
   if architecture == "encoder":
-    cls, sep = tokenizer.add_special(SPECIAL_TOKENS).items()
-    tokenizer.add_template("{cls} $A {sep}", "{cls} $A {sep} $B:1 {sep}:1", dict([cls, sep]))
+    ids = tokenizer.add_special(SPECIAL_TOKENS)
+    tokenizer.add_template("{cls} $A {sep}", "{cls} $A {sep} $B:1 {sep}:1", ids)
   else:
     tokenizer.add_template("$A {end}", "$A {end} $B:1 {end}:1", {"end": tokenizer.eos_id})
 

@@ -16,7 +16,7 @@ config.data.source = "tfds:c4/en" or "tfds:lm1b".
 
 from typing import Any, Iterator
 
-from lmjax.data.task import Task
+from lmjax.data.task import Task, parse_task
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("entailment", "neutral", "contradiction")
@@ -104,3 +104,25 @@ _SUMMARIZED = Task(name="cnn_dailymail", kind="text_to_text", source="tfds:cnn_d
 TASKS: dict[str, Task] = {task.name: task for task in (
     *_glue(), *_super_glue(), *_squad(), *_translated("wmt14", "de-en"), *_translated("wmt14", "fr-en"),
     *_translated("wmt16", "ro-en"), _SUMMARIZED, *_stdlib())}
+
+
+def set_tasks(config: Any, names: str) -> Any:
+  """Sets the tasks of an experiment's ConfigDict, and with them its objective and the head of its model.
+
+  Args:
+    config: as `lmjax.config.base_config` makes it.
+    names: of ready tasks, with commas between; several of labels get a head each.
+
+  Returns:
+    The same config.
+
+  Raises:
+    UserError: for a name that is no task.
+  """
+  tasks = [parse_task(name.strip(), TASKS) for name in names.split(",")]
+  kinds = {task.kind for task in tasks}
+  several = len(tasks) > 1 and kinds != {"text_to_text"}
+  config.data.tasks = tuple(task.name for task in tasks)
+  config.objective.name = "multi_task" if several else tasks[0].kind
+  config.model.head = "tasks" if several else tasks[0].head
+  return config

@@ -1,12 +1,16 @@
 """Texts and recipes for tests of objectives."""
 
 import dataclasses
+import json
+import types
 
 import numpy as np
 import pytest
 
 from lmjax import objectives
 from lmjax.config import base_config, from_config_dict, resolve_model
+from lmjax.config_checks import check_objective
+from lmjax.data import pipeline
 from lmjax.data.tokenizer import byte_tokenizer
 from lmjax.models import families
 
@@ -57,7 +61,8 @@ class Task:
     self.tokenizer, (length, special) = byte_tokenizer(), objectives.text_needs(config)
     self.tokenizer.add_special(special)
     self.config, self.texts = resolve_model(config, self.tokenizer.size), Texts(length)
-    self.make = objectives.host_function(self.config, self.tokenizer, self.texts)
+    data = types.SimpleNamespace(tokenizer=self.tokenizer, tasks=())
+    self.make = objectives.host_function(objectives.recipe_of(self.config, data, self.texts))
 
   def row(self, number, seed=0):
     return self.make(self.texts[number % self.texts.num_examples], (seed, number))
@@ -65,6 +70,45 @@ class Task:
   def batch(self, size=8):
     rows = [self.row(number) for number in range(size)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+class Labelled:
+  """A small experiment on labelled tasks, whose records are written to files, and the rows that are made of them."""
+
+  def __init__(self, folder, family, tasks, records, seq_len=32, data=None, **objective):
+    """Args: `tasks`: settings of each, with the name; `records`: of each, the same for training and validation."""
+    config = base_config()
+    preset, changes = family
+    config.model.update({**families.debug(families.preset(preset)), "pooler": "none", **changes})
+    for task, rows in zip(tasks, records):
+      path = folder / f"{task['name']}.jsonl"
+      path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = tuple(dict(task, source=str(folder / f"{task['name']}.jsonl")) for task in tasks)
+    config.data.update(tokenizer="bytes", seq_len=seq_len, tasks=tasks, validation_fraction=0.25, **(data or {}))
+    config.objective.update(objective)
+    config.train.update(num_steps=10, batch_size=8)
+    config.optim.update(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0, clip_norm=None)
+    config = from_config_dict(config)
+    check_objective(config)
+    self.data = pipeline.open_data(config, *objectives.text_needs(config))
+    self.config = resolve_model(objectives.with_heads(config, self.data.tasks), self.data.tokenizer.size)
+    self.tokenizer = self.data.tokenizer
+    self.recipe = objectives.recipe_of(self.config, self.data, self.data.train, training=True)
+    self.make = objectives.host_function(self.recipe)
+
+  def row(self, number, seed=0):
+    train = self.data.train
+    return self.make(train[number * 7 % train.num_examples], (seed, number))
+
+  def batch(self, size=8):
+    rows = [self.row(number) for number in range(size)]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+  """Returns a function that makes a `Labelled` in a folder of its own."""
+  return lambda *args, **kwargs: Labelled(tmp_path_factory.mktemp("tasks"), *args, **kwargs)
 
 
 @pytest.fixture(scope="session")

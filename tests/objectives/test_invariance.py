@@ -21,6 +21,23 @@ CASES = {
     "permutation_lm": dict(family=("xlnet", dict(reverse_half=True, memory_len=20)), name="permutation_lm",
                            memory=True),
 }
+_WORDS = ["red", "blue", "green", "old", "new", "cat", "dog", "house"]
+_TEXTS = [" ".join(_WORDS[(i * 5 + j * (i + 3)) % 8] for j in range(2 + i % 5)) for i in range(40)]
+_LABEL = dict(name="label", kind="classification", text="{text}", label="label")
+_NAMES = dict(name="names", kind="token_classification", words="words", label="tags")
+_FIND = dict(name="find", kind="extractive_qa", text="which", text_pair="{text}", answers="answer")
+_WRITE = dict(name="write", kind="text_to_text", text="{text}", target="{target}", max_target_tokens=12)
+_ROWS = {
+    "label": [dict(text=text, label=str(i % 3)) for i, text in enumerate(_TEXTS)],
+    "names": [dict(words=text.split(), tags=[str(len(word) % 2) for word in text.split()]) for text in _TEXTS],
+    "find": [dict(text=text, answer=text.split()[i % 2] if i % 3 else "") for i, text in enumerate(_TEXTS)],
+    "write": [dict(text=text, target=" ".join(text.split()[:1 + i % 3])) for i, text in enumerate(_TEXTS)]}
+LABELLED = {
+    "multi_task": (("bert", dict(head="tasks")), (_LABEL, _NAMES, _FIND), dict(name="multi_task")),
+    "weighted": (("bert", dict(head="tasks")), (_LABEL, _NAMES), dict(name="multi_task", task_weights=(2.0, 0.5))),
+    "token_classification": (("bert", dict(head="token")), (_NAMES,), dict(name="token_classification")),
+    "text_to_text": (("t5", {}), (_WRITE, _LABEL), dict(name="text_to_text", task_weights=(1.0, 3.0))),
+}
 SPLITS = [(1, 2), (1, 4), (8, 2)]
 
 
@@ -32,10 +49,14 @@ def compiled_fast():
   jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request, task):
+@pytest.fixture(scope="module", params=[*CASES, *LABELLED])
+def case(request, task, labelled):
   """Returns an experiment, and a function from (devices, microbatches) to the gradients and what a step reports."""
-  made = task(**CASES[request.param])
+  if request.param in CASES:
+    made = task(**CASES[request.param])
+  else:
+    family, tasks, objective = LABELLED[request.param]
+    made = labelled(family, tasks, [_ROWS[one["name"]] for one in tasks], seq_len=40, **objective)
 
   def step(devices, count):
     mesh = partitioning.make_mesh(
@@ -68,8 +89,9 @@ def test_a_split_changes_neither_gradients_nor_metrics(case, split):
 def test_weights_of_rows_differ(case):
   """Else a mean over microbatches would do."""
   made, *_ = case
-  sums = made.batch()["weights"].sum(axis=1)
-  assert len({*sums.tolist()}) > 2
+  batch = made.batch()
+  weights = [value.reshape(len(value), -1).sum(axis=1) for name, value in batch.items() if name.endswith("weights")]
+  assert len({*zip(*(sums.tolist() for sums in weights))}) > 1
 
 
 def test_a_row_is_a_function_of_seed_and_place_alone(case):
