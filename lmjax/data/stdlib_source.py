@@ -56,7 +56,7 @@ class StdlibSource:
   def pieces(self, split: str) -> Iterator[Piece]:
     """Yields the files of a split, in the order of their paths."""
     for name in self.files(split):
-      yield from cut_text(self._contents[name].decode())
+      yield from cut_text(self.text(name))
 
   def approximate_bytes(self, split: str) -> int:
     """Returns the exact size of a split."""
@@ -66,6 +66,10 @@ class StdlibSource:
     """Returns the relative paths of a split's files, sorted."""
     held_out = self._held_out
     return [name for name in self._contents if (name in held_out) == (split == "validation")]
+
+  def text(self, name: str) -> str:
+    """Returns a file's text."""
+    return self._contents[name].decode()
 
   @functools.cached_property
   def _held_out(self) -> frozenset[str]:
