@@ -15,6 +15,8 @@ from lmjax.config_checks import UserError, nearest
 from lmjax.data.pieces import MAX_PIECE, Piece, digest, select_split, split_share
 
 _MIN_BLOCK = 256
+_SOURCES = ("stdlib, a path or glob of text, .jsonl or .parquet files, tfds:NAME, or the folder of a prepared TFDS "
+            "data set")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -76,8 +78,13 @@ class FileSource:
     return int(min(max(share, _MIN_BLOCK), MAX_PIECE // 2))
 
 
-def find_files(spec: str) -> list[pathlib.Path]:
+def find_files(spec: str, called: str = "config.data.source =", known: str = _SOURCES) -> list[pathlib.Path]:
   """Returns the files that a path, a folder or a glob names, sorted.
+
+  Args:
+    spec: the path, folder or glob.
+    called: for the message where there is none: what stands before the spec.
+    known: for the same: what is allowed there.
 
   Raises:
     UserError: where there is none.
@@ -90,8 +97,7 @@ def find_files(spec: str) -> list[pathlib.Path]:
   found = [name for name in found if "__pycache__" not in name.parts]
   if not found:
     where = "holds no file" if path.is_dir() else f"matches no file or folder (looked from {os.getcwd()})"
-    raise UserError(f"config.data.source = {spec!r} {where}; give stdlib, a path or glob of text, .jsonl or .parquet "
-                    "files, tfds:NAME, or the folder of a prepared TFDS data set.")
+    raise UserError(f"{called} {spec!r} {where}; give {known}.")
   return found
 
 

@@ -14,9 +14,12 @@ from lmjax.data.file_sources import find_files, json_lines, kind_of, unreadable
 from lmjax.data.pieces import digest, is_held_out
 from lmjax.data.stdlib_tasks import stdlib_records
 from lmjax.data.task import value_at
-from lmjax.data.tfds_sources import VALIDATION_NAMES, is_prepared_folder, open_builder
+from lmjax.data.tfds_sources import VALIDATION_NAMES, folder_facts, is_prepared_folder, open_builder
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+_SOURCES = (f"a path or glob of files of type {', '.join(_SUFFIXES)}, tfds:NAME, the folder of a prepared TFDS data "
+            "set, or stdlib:NAME")
+_MAX_FIELD = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +63,12 @@ def open_records(spec: str, split: str, config: DataConfig, whole: bool = False)
     UserError: where there is no such source, it cannot be read, or holds no record.
   """
   fraction = 0.0 if whole else config.validation_fraction
-  spec, named = re.fullmatch(r"(.*?)(?:\[([\w.-]+)\])?", spec, flags=re.DOTALL).groups()
+  base, named = re.fullmatch(r"(.*?)(?:\[([\w.-]+)\])?", spec, flags=re.DOTALL).groups()
   if spec.startswith("stdlib:"):
     rows = stdlib_records(spec.removeprefix("stdlib:"), split, fraction)
     found = Records(spec, rows, np.arange(len(rows)), {}, digest("stdlib", spec, split, fraction, len(rows), rows[:20]))
-  elif spec.startswith("tfds:") or is_prepared_folder(spec):
-    found = _tfds(spec, named or split, named is not None, fraction, config)
+  elif spec.startswith("tfds:") or is_prepared_folder(base):
+    found = _tfds(base, named or split, named is not None, fraction, config)
   else:
     found = _of_split(_files(spec), split, fraction)
   if not len(found):
@@ -76,11 +79,12 @@ def open_records(spec: str, split: str, config: DataConfig, whole: bool = False)
 
 def _of_split(records: Records, split: str, fraction: float) -> Records:
   held_out = np.array([is_held_out(number, fraction) for number in range(len(records.rows))], bool)
-  return dataclasses.replace(records, chosen=np.flatnonzero(held_out == (split == "validation")))
+  return dataclasses.replace(records, chosen=np.flatnonzero(held_out == (split == "validation")),
+                             fingerprint=digest(records.fingerprint, split, fraction))
 
 
 def _files(spec: str) -> Records:
-  paths = find_files(spec)
+  paths = find_files(spec, "The source", _SOURCES)
   for path in paths:
     if path.suffix not in _SUFFIXES:
       raise UserError(f"{path} is no file of records; give files of type {', '.join(_SUFFIXES)}.")
@@ -102,11 +106,12 @@ def _read(path: pathlib.Path) -> Sequence[Mapping[str, Any]]:
 def _separated(path: pathlib.Path) -> Iterator[Mapping[str, str]]:
   """Yields the rows of a .csv, or of a .tsv, in which quotes mean nothing, as in GLUE's."""
   options = dict(delimiter="\t", quoting=csv.QUOTE_NONE) if path.suffix == ".tsv" else {}
+  csv.field_size_limit(_MAX_FIELD)  # What it is otherwise, 2**17, is less than a long text has.
   with open(path, encoding="utf-8-sig", newline="") as file:
-    reader = csv.DictReader(file, restkey="", strict=True, **options)
+    reader = csv.DictReader(file, strict=True, **options)
     try:
       for record in reader:
-        if "" in record or None in record.values():
+        if None in record or None in record.values():
           raise UserError(f"{path}, line {reader.line_num}, has another number of values than the first line, which "
                           f"names {len(reader.fieldnames)} columns; mend it.")
         yield record
@@ -162,13 +167,16 @@ def _tfds(spec: str, split: str, named: bool, fraction: float, config: DataConfi
   names = {name: tuple(feature.names) for name, feature in builder.info.features.items()
            if getattr(feature, "names", None)}
   records = Records(f"{builder.info.full_name} {source}", rows, np.arange(len(rows)), names,
-                    digest("tfds", builder.info.full_name, source, len(rows)))
+                    digest("tfds", builder.info.full_name, source, len(rows), folder_facts(folder)))
   return records if named or apart else _of_split(records, split, fraction)
 
 
 def _plain(value: Any) -> Any:
   if isinstance(value, bytes):
-    return value.decode()
+    try:
+      return value.decode()
+    except UnicodeDecodeError:  # No text, but perhaps nothing that is read either.
+      return value
   if isinstance(value, Mapping):
     return {name: _plain(part) for name, part in value.items()}
   if isinstance(value, np.ndarray) or isinstance(value, np.generic):

@@ -10,6 +10,7 @@ element of a list.
 """
 
 import dataclasses
+import math
 import re
 from typing import Any, Mapping, Sequence
 
@@ -190,9 +191,16 @@ def label_of(task: Task, value: Any, where: str) -> int:
 
 
 def number_of(task: Task, value: Any, where: str) -> float:
-  """Returns the number that a regression is to predict."""
+  """Returns the number that a regression is to predict.
+
+  Raises:
+    UserError: for what is no finite number.
+  """
   try:
-    return float(value)
-  except (TypeError, ValueError) as e:
+    number = float(value)
+  except (TypeError, ValueError):
+    number = math.nan
+  if not math.isfinite(number):
     raise UserError(f"{where} has {task.label} = {value!r}, which is no number, but the task {task.name!r} is a "
-                    "regression.") from e
+                    "regression; mend the record.")
+  return number

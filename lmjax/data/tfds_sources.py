@@ -42,9 +42,8 @@ class TfdsSource:
                       f"{nearest(self._field, info.features)}")
     present = [name for name in VALIDATION_NAMES if name in info.splits]
     self._validation = present[0] if present else None
-    facts = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
     fraction = None if self._validation else self._fraction
-    self.fingerprint = digest("tfds", 1, info.full_name, fraction, self._field, facts)
+    self.fingerprint = digest("tfds", 1, info.full_name, fraction, self._field, folder_facts(folder))
 
   def pieces(self, split: str) -> Iterator[Piece]:
     """Yields the documents of a split; a record is a document, and an empty one yields nothing.
@@ -90,6 +89,11 @@ def is_prepared_folder(spec: str) -> bool:
   """Says whether `spec` is the folder of a prepared TFDS data set."""
   folder = pathlib.Path(spec).expanduser()
   return (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file()
+
+
+def folder_facts(folder: pathlib.Path) -> list[tuple[str, int, int]]:
+  """Returns what changes when the files of a prepared data set do: their names, sizes and times."""
+  return sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
 
 
 def open_builder(spec: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
