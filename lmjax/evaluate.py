@@ -1,6 +1,7 @@
 """Evaluation on named sets, in the training loop and afterwards."""
 
 import dataclasses
+import math
 from typing import Any, Iterator
 
 from etils import epath
@@ -41,12 +42,12 @@ class Evaluator:
       values = metrics.evaluation(sums, self._tokens_per_byte(examples))
       if predictions:
         task = self._data.tasks[examples.indices[0]]
-        values = self._of_task(task, values) | self._score(name, task, examples, predictions)
+        values = self._of_task(task, values) | self._score(name, task, examples, predictions, sums)
         averaged[name] = scores.main_values(values)
       for key, value in values.items():
         yield f"{name}/{key}", value
     if len(averaged) > 1 and all(averaged.values()):
-      yield "tasks/average", scores.average(averaged)
+      yield "tasks/average", scores.glue_average(averaged)
 
   def _tokens_per_byte(self, examples: Any) -> float | None:
     # Others leave some of the text out of their loss.
@@ -59,9 +60,14 @@ class Evaluator:
     kept = ("loss", "perplexity") if task.head == "lm" else ("loss",)
     return {name: own[name] for name in kept}
 
-  def _score(self, name: str, task: Task, examples: Any, predictions: dict[str, np.ndarray]) -> dict[str, float]:
-    of = examples.examples(predictions.pop("number"))
-    return self._objective.score(task, of, predictions, self._recipes[name])
+  def _score(self, name: str, task: Task, examples: Any, predictions: dict[str, np.ndarray],
+             sums: dict[str, np.ndarray]) -> dict[str, float]:
+    of, recipe = examples.examples(predictions.pop("number")), self._recipes[name]
+    values = self._objective.score(task, of, predictions, recipe)
+    if hasattr(self._objective, "written_bytes"):
+      written = self._objective.written_bytes(task, of, recipe)
+      values["bits_per_byte"] = float(sums["loss"]) / math.log(2) / max(written, 1)
+    return values
 
   def _predictions(self, params: Any, batch: dict[str, jax.Array], task: Task) -> dict[str, jax.Array]:
     """Returns what is predicted of each row, its example's number and whether it is one."""

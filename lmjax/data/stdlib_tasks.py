@@ -29,14 +29,16 @@ from lmjax.config_checks import UserError, nearest
 from lmjax.data.pieces import digest
 from lmjax.data.stdlib_source import StdlibSource
 
-# Those that Python 3.11 to 3.13 have with some files, and the modules outside packages.
-PACKAGES = ("asyncio", "ctypes", "email", "encodings", "idlelib", "importlib", "multiprocessing", "test", "tkinter",
+# Those that Python 3.11 to 3.13 have with some files (the encodings, tables alike, are never held out), and the modules
+# outside packages.
+PACKAGES = ("asyncio", "ctypes", "email", "idlelib", "importlib", "multiprocessing", "test", "tkinter",
             "turtledemo", "unittest", "xml", "top")
 KINDS = ("keyword", "function", "class", "parameter", "import", "method", "attribute", "argument", "call", "variable",
          "number", "string", "operator")
 _CHUNK, _CHUNKS_A_FILE, _MOST_OF_A_PACKAGE = 1000, 4, 400
-_WINDOW, _MOST_WINDOWS = 40, 6000
-_MOST_QUESTIONS = 8000
+# Reading tokens and questions takes long: of each file a part must do.
+_WINDOW, _MOST_WINDOWS, _READ_OF_A_FILE = 40, 6000, 6000
+_FUNCTIONS_A_FILE, _MOST_QUESTIONS = 8, 8000
 _LONGEST_CODE, _LONGEST_CONTEXT, _LONGEST_ANSWER, _LONGEST_STRING = 2000, 1200, 60, 30
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -100,7 +102,7 @@ def _identifiers(files: dict[str, str], share: float) -> list[Record]:
   windows = []
   for text in files.values():
     window: list[tuple[str, str]] = []
-    for line in _logical_lines(text):
+    for line in _logical_lines(_cut(text, _READ_OF_A_FILE)):
       window += _kinds(line)
       if len(window) >= _WINDOW:
         tokens, kinds = zip(*window[:2 * _WINDOW])
@@ -174,12 +176,19 @@ def _functions(text: str) -> Iterator[tuple[str, ast.AST, str]]:
     if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
       waiting += [(f"{prefix}{node.name}.", child) for child in reversed(node.body)]
     if isinstance(node, _FUNCTIONS):
-      skipped = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
-      # What is left must be code: more than the docstring, which has its lines to itself.
-      if skipped is None or len(node.body) > 1 and node.body[1].lineno > skipped.end_lineno and skipped.lineno > node.lineno:
-        kept = [line for number, line in enumerate(lines[node.lineno - 1:node.end_lineno], node.lineno)
-                if not (skipped and skipped.lineno <= number <= skipped.end_lineno)]
-        yield prefix + node.name, node, textwrap.dedent("".join(kept)).rstrip() + "\n"
+      if (code := _without_docstring(node, lines)) is not None:
+        yield prefix + node.name, node, code
+
+
+def _without_docstring(node: Any, lines: list[str]) -> str | None:
+  """Returns a function's dedented source without its docstring, or None where nothing else is in it."""
+  kept = lines[node.lineno - 1:node.end_lineno]
+  if ast.get_docstring(node, clean=False) is not None:
+    first, last = (line - node.lineno for line in (node.body[0].lineno, node.body[0].end_lineno))
+    if len(node.body) == 1 or not first or node.body[1].lineno - node.lineno <= last:
+      return None  # It shares a line with code.
+    kept = kept[:first] + kept[last + 1:]
+  return textwrap.dedent("".join(kept)).rstrip() + "\n"
 
 
 def _docstrings(files: dict[str, str], share: float) -> list[Record]:
@@ -202,9 +211,9 @@ def _cut(text: str, length: int) -> str:
 def _answers(files: dict[str, str], share: float) -> list[Record]:
   made = []
   for text in files.values():
-    for name, _, context in _functions(text):
-      if len(context) <= _LONGEST_CONTEXT:
-        made += _questions(name, context)
+    fitting = [(name, context) for name, _, context in _functions(text) if len(context) <= _LONGEST_CONTEXT]
+    for name, context in _evenly(fitting, _FUNCTIONS_A_FILE):
+      made += _questions(name, context)
   return _evenly(made, _MOST_QUESTIONS * share)
 
 

@@ -137,6 +137,13 @@ def predict_text(model: Any, params: Any, batch: dict[str, jax.Array], recipe: R
                          recipe.tokenizer.size, recipe.start_id)
 
 
+def written_bytes(task: Task, examples: list[dict[str, Any]], recipe: Recipe) -> int:
+  """Returns the UTF-8 bytes of what the model is to write of some examples, as far as it fits."""
+  length = target_length(task, recipe.seq_len) - 1
+  ids = recipe.tokenizer.encode_batch([target_text(task, example) for example in examples])
+  return sum(len(recipe.tokenizer.decode(some[:length]).encode()) for some in ids)
+
+
 def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, np.ndarray],
           recipe: Recipe) -> dict[str, float]:
   """Returns the metrics of what was written: those of the labels where the task has labels."""
