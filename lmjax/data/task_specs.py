@@ -8,9 +8,12 @@ the ones that the tasks were published with:
   - SuperGLUE (Wang et al., arXiv 1905.00537); multirc's f1 is that over all answers, and record is read as SQuAD is.
   - SQuAD (Rajpurkar et al., arXiv 1606.05250), and its second version (arXiv 1806.03822), which asks questions that the
     text does not answer.
-  - CNN/DailyMail (Nallapati et al., arXiv 1602.06023).
+  - WMT 2014 and 2016 (Bojar et al., W14-3302 and W16-2301 of the ACL Anthology), which rank by human judgement; BLEU and
+    chrF are what is usually reported.
+  - CNN/DailyMail (Nallapati et al., arXiv 1602.06023), with the names left in (See et al., arXiv 1704.04368).
 
-Prefixes are those of T5 (Raffel et al., arXiv 1910.10683). C4 and LM1B are plain text and so no tasks: they are read by
+Prefixes are those of T5 (Raffel et al., arXiv 1910.10683, appendix D): none for SQuAD, and for the rest what the data
+set is called there. C4 and LM1B are plain text and so no tasks: they are read by
 config.data.source = "tfds:c4/en" or "tfds:lm1b".
 """
 
@@ -44,7 +47,7 @@ def _glue() -> Iterator[Task]:
   yield _classified("glue/qqp", ("{question1}", "{question2}"), ("not_duplicate", "duplicate"), ("f1", "accuracy"))
   yield _classified("glue/stsb", sentences, (), ("pearson", "spearman"), kind="regression")
   yield _classified("glue/mnli", nli, _NLI, validation="tfds:glue/mnli[validation_matched]")
-  yield _classified("glue/mnli_mismatched", nli, _NLI, source="tfds:glue/mnli",
+  yield _classified("glue/mnli_mismatched", nli, _NLI, source="tfds:glue/mnli", prefix="mnli ",
                     validation="tfds:glue/mnli[validation_mismatched]")
   yield _classified("glue/qnli", ("{question}", "{sentence}"), _ENTAILMENT)
   yield _classified("glue/rte", sentences, _ENTAILMENT)
@@ -64,7 +67,8 @@ def _super_glue() -> Iterator[Task]:
                   no_answer=False)
   yield _classified("super_glue/rte", nli, _ENTAILMENT)
   yield _classified("super_glue/wic", ("{word}: {sentence1}", "{sentence2}"), _FALSE_TRUE)
-  yield _classified("super_glue/wsc.fixed", ("{text}", "{span2_text} refers to {span1_text}"), _FALSE_TRUE)
+  yield _classified("super_glue/wsc.fixed", ("{text}", "{span2_text} refers to {span1_text}"), _FALSE_TRUE,
+                    prefix="wsc ")
 
 
 def _answered(name: str, data: str, **settings: Any) -> Task:
@@ -73,9 +77,10 @@ def _answered(name: str, data: str, **settings: Any) -> Task:
 
 
 def _squad() -> Iterator[Task]:
-  columns = dict(text="{question}", text_pair="{context}", answers="answers/text", starts="answers/answer_start")
-  yield _answered("squad", "squad/v1.1", **columns, no_answer=False)
-  yield _answered("squad/v2", "squad/v2.0", **columns)
+  same = dict(text="{question}", text_pair="{context}", answers="answers/text", starts="answers/answer_start",
+              prefix="")
+  yield _answered("squad", "squad/v1.1", **same, no_answer=False)
+  yield _answered("squad/v2", "squad/v2.0", **same)
 
 
 def _translated(year: str, pair: str) -> Iterator[Task]:
