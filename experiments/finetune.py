@@ -10,8 +10,8 @@ its parameters are what training starts from. Several tasks, with commas between
 encoder-decoder learns tasks of labels as text with `--config.objective.name=text_to_text --config.model.head=lm`.
 Batch and schedule are those of BERT's fine-tuning (Devlin et al. 2018, arXiv 1810.04805, appendix A.3): 32 texts, three
 epochs, Adam at 5e-5 with a linear decay, a tenth of it warmup here, dropout of 0.1.
-Hardware: a model of 110 million parameters needs 1.8 GB and what a batch takes. How long it takes follows from the task;
-what MiniLM (22.7 million parameters) reaches on stdlib/packages is in the README.
+Hardware: a model of 110 million parameters needs 1.8 GB and what a batch takes. How long it takes follows from the
+task; what MiniLM (22.7 million parameters) reaches on stdlib/packages is in the README.
 """
 
 from lmjax.config import base_config

@@ -1,4 +1,4 @@
-"""A small model that learns a labelled task from scratch: `tasks.py:TASK`, by default the tasks of the standard library.
+"""A small model that learns labelled tasks from scratch: `tasks.py:TASK`, such as those of the standard library.
 
     lmjax train --config=experiments/tasks.py:stdlib/packages --workdir=runs/packages
     lmjax train --config=experiments/tasks.py:stdlib/packages,stdlib/identifiers --workdir=runs/both

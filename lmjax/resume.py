@@ -105,8 +105,12 @@ def check_before_data(workdir: epath.Path, config: Config) -> None:
   if (record := _read_record(workdir)) is None:
     return
   saved = from_config_dict(record)
-  # Its size follows from the data; any other that was not given follows from the config.
-  model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or saved.model.vocab_size)
+  # These follow from the data; any other that was not given follows from the config.
+  from_data = {name: getattr(config.model, name) or getattr(saved.model, name)
+               for name in ("vocab_size", "num_labels", "task_heads")}
+  if config.checkpoint.finetune_from:  # Whose vocabulary special tokens may have been added to.
+    from_data["vocab_size"] = saved.model.vocab_size
+  model = dataclasses.replace(config.model, **from_data)
   _refuse(_changes(saved, resolve_model(dataclasses.replace(config, model=model), 0)), workdir)
 
 

@@ -166,7 +166,7 @@ def _chrf(predictions, references) -> float:
   return corpus_chrf(list(predictions), [list(references)]).score
 
 
-_ROUGE = ("rouge1", "rouge2", "rougeL")
+_ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def _rouge(predictions, references) -> np.ndarray:

@@ -158,7 +158,9 @@ def test_rouge_by_its_counts():
   # The stem of cats is cat: 3 of 3 and of 4 words, 2 of 2 and of 3 pairs. Of the other's words, one is in order.
   assert score("rouge", ["The cats sat", "one two"], ["the cat sat down.", "two one"]) == {
       "rouge1": pytest.approx((6 / 7 + 1) / 2), "rouge2": pytest.approx((4 / 5 + 0) / 2),
-      "rougeL": pytest.approx((6 / 7 + 1 / 2) / 2)}
+      "rougeL": pytest.approx((6 / 7 + 1 / 2) / 2), "rougeLsum": pytest.approx((6 / 7 + 1 / 2) / 2)}
+  # Between lines the order does not matter to rougeLsum.
+  assert score("rouge", ["a b c\nd e f"], ["d e f\na b c"])["rougeLsum"] == pytest.approx(1)
 
 
 def test_a_span_counts_where_its_ends_and_its_type_are_right():

@@ -66,7 +66,7 @@ class Task:
     """The metrics, those that are usual for the kind unless others are set."""
     if self.metrics or self.kind != "token_classification":
       return self.metrics or _USUAL[self.kind]
-    in_spans = all(label == "O" or label[:2] in ("B-", "I-") for label in self.labels)
+    in_spans = bool(self.labels) and all(label == "O" or label[:2] in ("B-", "I-") for label in self.labels)
     return ("span_f1",) if in_spans else ("accuracy", "f1_macro")
 
   @property

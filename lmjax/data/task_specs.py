@@ -6,8 +6,8 @@ the ones that the tasks were published with:
   - GLUE (Wang et al., arXiv 1804.07461), one table row a task; mnli is measured on its matched validation split, and
     mnli_mismatched, which trains on the same records, on the other.
   - SuperGLUE (Wang et al., arXiv 1905.00537); multirc's f1 is that over all answers, and record is read as SQuAD is.
-  - SQuAD (Rajpurkar et al., arXiv 1606.05250), and its second version (arXiv 1806.03822), which asks questions that the
-    text does not answer.
+  - SQuAD (Rajpurkar et al., arXiv 1606.05250), and its second version (arXiv 1806.03822), which asks what
+    the text does not answer.
   - WMT 2014 and 2016 (Bojar et al., W14-3302 and W16-2301 of the ACL Anthology), which rank by human judgement; BLEU and
     chrF are what is usually reported.
   - CNN/DailyMail (Nallapati et al., arXiv 1602.06023), with the names left in (See et al., arXiv 1704.04368).

@@ -154,7 +154,9 @@ def _config_name(folder: pathlib.Path, root: pathlib.Path) -> str:
 
 def _unprepared(name: str, where: pathlib.Path) -> str:
   import tensorflow_datasets as tfds
-  known = tfds.list_builders(with_community_datasets=False)
+  # Builders that need TensorFlow are not listed without it, but their modules are there.
+  modules = pathlib.Path(tfds.__file__).parent.glob("*/*.py")
+  known = {*tfds.list_builders(with_community_datasets=False), *(path.stem for path in modules)}
   if name in known:
     return (f"The TFDS data set {name!r} is not prepared in {where} (config.data.data_dir); prepare it where there is "
             f"a network: {_how_to_prepare(name)}")

@@ -13,8 +13,9 @@ from typing import Any, Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from lmjax import scores
 from lmjax.config import Config, ObjectiveConfig
-from lmjax.config_checks import UserError
+from lmjax.config_checks import UserError, nearest
 from lmjax.data import augment, frames
 from lmjax.data.task import Task, parse_task
 from lmjax.data.task_specs import TASKS
@@ -81,12 +82,16 @@ def check_tasks(config: Config) -> None:
     if task.kind not in able:
       raise UserError(f"config.objective.name is {name}, but the task {task.name!r} of config.data.tasks is of kind "
                       f"{task.kind}; set the objective to {task.kind}, or name tasks of kind {' or '.join(able)}.")
+    for metric in task.metrics:
+      if metric not in scores.SCORES:
+        raise UserError(f"The task {task.name!r} of config.data.tasks has no metric {metric!r}"
+                        f"{nearest(metric, scores.SCORES)}")
   if name not in ("text_to_text", "multi_task", "chat") and len(config.data.tasks) > 1:
     raise UserError(f"config.objective.name is {name}, which learns one task, but config.data.tasks has "
                     f"{len(config.data.tasks)}; set it to multi_task, with config.model.head tasks.")
   if name not in ("classification", "regression", "multiple_choice", "text_to_text") and augment.is_on(config.data):
-    raise UserError(f"config.data.augment_... changes words, which config.objective.name = {name} cannot bear; set "
-                    "them to 0.")
+    raise UserError(f"config.data.augment_replace or the like changes words, which config.objective.name = {name} "
+                    "cannot bear; set it to 0.")
 
 
 def with_heads(config: Config, tasks: Sequence[Task]) -> Config:

@@ -4,11 +4,12 @@
 the one and writes the other, which begins with `Recipe.start_id`; a decoder reads both joined, and only the second
 counts. Both texts end as the tokenizer says. The loss is the mean cross-entropy of the written tokens.
 
-Tasks of labels are written in words, as T5 has them: a text begins with the name of the task and names its parts, and
+Tasks of labels are written in words, as T5 has them: a text begins with the name of the task and names its columns, and
 what is written is the name of the label, a number in steps of 0.2, or the answer. With objective.task_weights
 lambda_t, the loss is the sum over tasks of lambda_t times the mean over the task's tokens in the batch.
 """
 
+import re
 from typing import Any, Mapping
 
 import jax
@@ -78,9 +79,8 @@ def source_text(task: Task, made: list[str]) -> str:
   """Returns what the model reads of a task's texts: joined, those of a task of labels with what they are called."""
   if task.kind == "text_to_text":
     return (task.prefix or "") + " ".join(made)
-  names = {"extractive_qa": ("question", "context")}.get(
-      task.kind, ("sentence1", "sentence2") if task.text_pair else ("sentence",))
-  names = (*names, *(f"choice{number + 1}" for number in range(len(task.choices))))
+  parts = [re.fullmatch(r"\{([^{}]+)\}", template) for template in _templates(task)]
+  names = [part[1] if part else f"sentence{number}" for number, part in enumerate(parts, 1)]
   prefix = f"{task.name.rpartition('/')[2]} " if task.prefix is None else task.prefix
   return prefix + " ".join(f"{name}: {text}" for name, text in zip(names, made))
 
