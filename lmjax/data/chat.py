@@ -100,3 +100,23 @@ def answers_in(messages: Sequence[Mapping[str, str]], template: str, special: Ma
   if not spans:
     raise UserError(f"{where} has no message of the role assistant, so that there is nothing to learn; mend it.")
   return whole, spans
+
+
+def prompt(message: str, tokenizer: Any, tokenizer_file: str) -> tuple[list[int], int]:
+  """Returns the ids of a chat of one message, up to where its answer begins, and the id that ends an answer.
+
+  Args:
+    message: the user's.
+    tokenizer: a `lmjax.data.tokenizer.Tokenizer`.
+    tokenizer_file: beside which the chat template lies.
+
+  Raises:
+    UserError: as `rendered` does.
+  """
+  template, special = chat_template(tokenizer_file), tokenizer.names_of_special()
+  messages = [{"role": "user", "content": message}]
+  text = rendered(messages, template, special, add_generation_prompt=True)
+  whole, spans = answers_in([*messages, {"role": "assistant", "content": "x"}], template, special, "The prompt")
+  ids, is_answer = tokenizer.encode_spans(whole, spans)
+  last = ids[max(place for place, inside in enumerate(is_answer) if inside)]
+  return tokenizer.encode_spans(text, [])[0], last if last in tokenizer.special_ids() else tokenizer.eos_id

@@ -8,8 +8,8 @@ the ones that the tasks were published with:
   - SuperGLUE (Wang et al., arXiv 1905.00537); multirc's f1 is that over all answers, and record is read as SQuAD is.
   - SQuAD (Rajpurkar et al., arXiv 1606.05250), and its second version (arXiv 1806.03822), which asks what
     the text does not answer.
-  - WMT 2014 and 2016 (Bojar et al., W14-3302 and W16-2301 of the ACL Anthology), which rank by human judgement; BLEU and
-    chrF are what is usually reported.
+  - WMT 2014 and 2016 (Bojar et al., W14-3302 and W16-2301 of the ACL Anthology), which rank by human judgement; BLEU
+    and chrF are what is usually reported.
   - CNN/DailyMail (Nallapati et al., arXiv 1602.06023), with the names left in (See et al., arXiv 1704.04368).
 
 Prefixes are those of T5 (Raffel et al., arXiv 1910.10683, appendix D): none for SQuAD, and for the rest what the data
