@@ -14,8 +14,8 @@ from lmjax.data.task_specs import set_tasks
 from lmjax.models import families
 
 # Tokens of an example, examples of a step, and steps.
-_SIZES = {"stdlib/packages": (256, 16, 400), "stdlib/identifiers": (128, 32, 500), "stdlib/answers": (256, 16, 900),
-          "stdlib/docstrings": (192, 32, 500)}
+_SIZES = {"stdlib/packages": (256, 16, 400), "stdlib/identifiers": (128, 32, 400), "stdlib/answers": (256, 16, 600),
+          "stdlib/docstrings": (192, 32, 400)}
 
 
 def get_config(tasks="stdlib/packages"):

@@ -9,8 +9,8 @@ from lmjax.data import chat
 from lmjax.data.tokenizer import byte_tokenizer
 
 USER, ANSWER = dict(role="user", content="Hi"), dict(role="assistant", content="Hello\nyou")
-LLAMA = ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST] {{ message['content'] }} "
-         "[/INST]{% elif message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}{% else %}"
+LLAMA = ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST] "
+         "{{ message['content'] }} [/INST]{% elif message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}{% else %}"
          "{{ raise_exception('no such role') }}{% endif %}{% endfor %}")
 
 
@@ -32,7 +32,7 @@ def test_a_template_of_another_kind_names_special_tokens():
     ([dict(role="tool", content="x"), ANSWER], LLAMA, r"does not take the messages \(no such role\)"),
     ([USER], chat.CHATML, "it has no message of the role assistant"),
     ([USER, ANSWER], "{% for", "does not take the messages"),
-    ([USER, ANSWER, USER], "{{ messages[-1].content }}", "it: the chat template writes message 1 otherwise once others"),
+    ([USER, ANSWER, USER], "{{ messages[-1].content }}", "it: the chat template writes message 1 otherwise once"),
 ])
 def test_what_cannot_be_told_is_one_sentence(messages, template, told):
   with pytest.raises(UserError, match=told):
