@@ -10,8 +10,8 @@ from lmjax.data.tokenizer import byte_tokenizer
 
 USER, ANSWER = dict(role="user", content="Hi"), dict(role="assistant", content="Hello\nyou")
 LLAMA = ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST] "
-         "{{ message['content'] }} [/INST]{% elif message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}{% else %}"
-         "{{ raise_exception('no such role') }}{% endif %}{% endfor %}")
+         "{{ message['content'] }} [/INST]{% elif message['role'] == 'assistant' %} {{ message['content'] }}"
+         "{{ eos_token }}{% else %}{{ raise_exception('no such role') }}{% endif %}{% endfor %}")
 
 
 def test_chatml():

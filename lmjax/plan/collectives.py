@@ -1,0 +1,134 @@
+"""The collectives of a compiled program: how often each kind runs, over which mesh axes, and what it sends.
+
+They are read from the program's text (HLO). What stands in the body of a loop runs as often as the loop goes round,
+which the compiler writes beside it. Bytes are what one device sends, in the ring algorithms that reach the lower bound
+(Chan et al. 2007, Collective communication: theory, practice, and experience): of an array of n bytes, shared by g
+devices, n (g - 1) / g for an all-gather, a reduce-scatter and an all-to-all, twice that for an all-reduce, and n for a
+permutation.
+"""
+
+import collections
+import math
+import re
+from typing import Iterator, NamedTuple, Sequence
+
+import numpy as np
+
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
+          "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 0.5, "u4": 0.5}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(_KINDS)})(-start)?\(")
+_CALLED = re.compile(r"(?:body|condition|calls|to_apply|called_computations=\{?)=?%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Collective(NamedTuple):
+  """Collectives of one kind over the same axes.
+
+  Attributes:
+    kind: such as "all-gather".
+    axes: mesh axes whose devices take part; () where they are no whole axes.
+    count: how often it runs in a step.
+    sent: bytes that a device sends in all of them.
+    crosses: whether any of its devices lie in another slice or host.
+  """
+  kind: str
+  axes: tuple[str, ...]
+  count: int
+  sent: float
+  crosses: bool
+
+
+def collectives(text: str, shape: dict[str, int], near: int) -> list[Collective]:
+  """Returns the collectives of a program, the largest first.
+
+  Args:
+    text: of the compiled program.
+    shape: the mesh's axes and their sizes, in order.
+    near: devices that fast links join, in the order of the mesh.
+  """
+  totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0.0])
+  bodies = _bodies(text)
+  for name, times in _times(bodies).items():
+    for line in bodies[name]:
+      match = _COLLECTIVE.search(line)
+      if not match:
+        continue
+      groups = _groups(line, math.prod(shape.values()))
+      size = len(groups[0])
+      if size < 2:
+        continue
+      key = match[2], _axes(groups, shape), bool(np.any(groups // near != groups[:, :1] // near))
+      totals[key][0] += times
+      totals[key][1] += times * _sent(match[2], _array_bytes(match[1], bool(match[3])), size)
+  made = [Collective(kind, axes, int(count), sent, crosses) for (kind, axes, crosses), (count, sent) in totals.items()]
+  return sorted(made, key=lambda one: -one.sent)
+
+
+def _bodies(text: str) -> dict[str, list[str]]:
+  """Returns the lines of each computation."""
+  bodies, current = {}, []
+  for line in text.splitlines():
+    if match := _COMPUTATION.match(line):
+      current = bodies[match[1]] = []
+      if line.startswith("ENTRY"):
+        bodies[""] = current
+    elif line.startswith(" "):
+      current.append(line)
+  return bodies
+
+
+def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
+  """Returns how often each computation runs; the entry, which is called "", runs once."""
+  times: dict[str, int] = collections.Counter()
+  waiting = [("", 1)]
+  while waiting:
+    name, count = waiting.pop()
+    times[name] += count
+    waiting += [(callee, count * trips) for callee, trips in _calls(bodies[name]) if callee in bodies]
+  return times
+
+
+def _calls(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
+  for line in lines:
+    trips = _TRIPS.search(line)
+    loops = " while(" in line
+    for callee in _CALLED.findall(line):
+      yield callee, int(trips[1]) if loops and trips else 1
+
+
+def _array_bytes(shapes: str, is_start: bool) -> float:
+  """Returns the bytes of an instruction's result; of one that starts a collective, the last of its arrays'."""
+  found = [_BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
+           for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)]
+  if is_start and len(found) > 1:
+    return max(found)  # Beside the result stand the operand and counters.
+  return sum(found)
+
+
+def _sent(kind: str, size: float, group: int) -> float:
+  if kind == "collective-permute":
+    return size
+  if kind == "reduce-scatter":
+    return size * (group - 1)  # Its result is a part.
+  return size * (group - 1) / group * (2 if kind == "all-reduce" else 1)
+
+
+def _groups(line: str, num_devices: int) -> np.ndarray:
+  """Returns the devices that take part together, [groups, size]; of a permutation the pairs."""
+  if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+    return np.array([[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1] + "}")])
+  if listed := re.search(r"replica_groups=\{(\{.*?\})\}", line):
+    return np.array([[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
+  if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+    shape, dims, order = ([int(i) for i in (part or "").split(",") if i] for part in iota.groups())
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return (ids.transpose(order) if order else ids).reshape(shape)
+  return np.arange(num_devices)[None]
+
+
+def _axes(groups: np.ndarray, shape: dict[str, int]) -> tuple[str, ...]:
+  """Returns the mesh axes along which the devices of a group differ."""
+  places = np.array(np.unravel_index(groups, tuple(shape.values())))
+  return tuple(axis for axis, place in zip(shape, places) if np.any(place != place[:, :1]))
