@@ -28,9 +28,9 @@ there is more than a task's cap, what is kept is spread evenly over the files, i
 
 "answers": find the answer in a function, or find that there is none. {"question", "context", "answers", "starts"}
   `context` is a whole function of at most 1,500 characters, as in "docstrings". There are two questions a function,
-  chosen by a hash, its name only where nothing else is left; about a third have no answer and empty lists, and no
-  answer has more than 60 characters. Only the function's own statements count, not those of functions, lambdas and
-  classes in it:
+  fewer where it has less to ask, chosen by a hash, its name only where nothing else is left; about a third have no
+  answer and empty lists, and no answer has more than 60 characters. Only the function's own statements count, not
+  those of functions, lambdas and classes in it:
     its name; its first parameter but `self` and `cls`; the default of a parameter;
     what it returns: the value of the first `return` that has one;
     what it raises: what the first `raise` names, without arguments;
@@ -354,11 +354,11 @@ def _answer_records(units: dict, cap: int | None) -> list[dict]:
 
 
 def _ask(context: _Context) -> Iterator[dict]:
-  """Yields two questions about a function; by a hash, a third of them are taken from those without an answer."""
+  """Yields up to two questions about a function; by a hash, a third are taken from those without an answer."""
   spans = {question: span for question, span in _spans(context) if not span or _can_answer(context.text[slice(*span)])}
   # Every function has a name, so that is asked where there is nothing better.
   left = sorted(spans, key=lambda question: (question == _NAME_QUESTION, digest(context.text, question)))
-  for number in range(2):
+  for number in range(min(2, len(left))):
     unanswered = int(digest(context.text, number), 16) % 3 == 0
     question = next((question for question in left if (spans[question] is None) == unanswered), left[0])
     left.remove(question)

@@ -167,6 +167,14 @@ def test_answers_leave_out_what_metrics_take_for_none(tmp_path):
       ("What does it call first?",)}
 
 
+def test_answers_of_functions_with_less_than_two_questions(tmp_path):
+  body = "def a({}=()):\n  f'{{b}}'\n  if b:\n    return []\n  raise {}\n"
+  (tmp_path / "a.py").write_text(body.format("a", "_") + body.format("a", "Error"))
+  assert stdlib_records("answers", "train", 0.0, tmp_path) == [
+      {"question": "What does it raise?", "context": body.format("a", "Error").rstrip(), "answers": ["Error"],
+       "starts": [52]}]
+
+
 def test_docstrings_leave_out_doctests_and_short_lines(tmp_path):
   lines = (">>> f() + 1 == 2", "Two words", "Now three words")
   (tmp_path / "a.py").write_text("".join(
