@@ -107,6 +107,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def _topology_order(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
   from jax.experimental import mesh_utils  # Slow to import, and only needed here.
+  num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if num_slices > 1:  # The replicas talk least, and so lie in different slices.
+    if shape[0] % num_slices:
+      raise UserError(f"config.mesh.replica is {shape[0]}, but the devices are of {num_slices} slices, between which "
+                      f"only it may reach; make it a multiple of {num_slices}.")
+    within = (shape[0] // num_slices, *shape[1:])
+    between = (num_slices, *(1 for _ in shape[1:]))
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
   return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
 
 

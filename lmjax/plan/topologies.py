@@ -1,4 +1,4 @@
-"""What an experiment can be planned for: described TPU slices and GPU hosts, and the published figures of their chips."""
+"""What an experiment can be planned for: described TPU slices and GPU hosts, and what is published of their chips."""
 
 import dataclasses
 import math
@@ -133,14 +133,14 @@ def parse_topology(name: str) -> Topology:
   match = re.fullmatch(r"(?:(\d+)x)?([a-z]+\d+[a-z]*)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
   if not match or match[2].replace("v5litepod", "v5e") not in CHIPS:
     family = match[2] if match else re.split(r"[-:]", name)[0]
-    raise UserError(f"--topology has {name!r}, which is no machine that lmjax knows; give a generation and a size, such "
-                    f"as v5p-128, v5e:4x4, 2xv5e-256 or h100-8{nearest(family, CHIPS)}")
+    raise UserError(f"--topology has {name!r}, which is no machine that lmjax knows; give a generation and a size, "
+                    f"such as v5p-128, v5e:4x4, 2xv5e-256 or h100-8{nearest(family, CHIPS)}")
   slices, generation, size, grid = match.groups()
   generation, slices = generation.replace("v5litepod", "v5e"), int(slices or 1)
   if generation not in _TPU_NAMES:
     if grid or slices > 1 or not int(size) or (int(size) > _GPUS_A_HOST and int(size) % _GPUS_A_HOST):
-      raise UserError(f"--topology has {name!r}, but GPUs are counted, up to {_GPUS_A_HOST} of a host or whole hosts, such "
-                      f"as {generation}-8 or {generation}-64.")
+      raise UserError(f"--topology has {name!r}, but GPUs are counted, up to {_GPUS_A_HOST} of a host or whole hosts, "
+                      f"such as {generation}-8 or {generation}-64.")
     hosts = max(1, int(size) // _GPUS_A_HOST)
     return Topology(name, generation, (hosts, int(size) // hosts))
   shape = tuple(map(int, grid.split("x"))) if grid else _grid(name, generation, int(size))
@@ -172,10 +172,10 @@ def described_devices(topology: Topology) -> list[jax.Device]:
   from jax.experimental import topologies
   if not topology.is_tpu:
     return _described_gpus(topology)
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  # Else libtpu looks for the machine that it runs on, and complains at length.
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("TPU_WORKER_ID", "0")
+  # Else libtpu asks what machine it runs on, complains at length, and lets one process at a time have the chips.
+  for variable, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0"),
+                          ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+    os.environ.setdefault(variable, value)
   try:
     import libtpu  # noqa: F401
   except ImportError as e:

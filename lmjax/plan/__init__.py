@@ -1,0 +1,238 @@
+"""Plans an experiment for a machine that is not there: compiles its training step with that machine's own compiler.
+
+What comes back is what the compiler says of memory, what its program sends between devices, and a bound on speed by
+the published figures of the chips: no step is faster than its arithmetic, its traffic with memory, or its traffic with
+other devices takes at peak rate, each alone (Williams et al. 2009, Roofline).
+"""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmjax import config as config_lib
+from lmjax import metrics, objectives, partitioning, train
+from lmjax.config import Config
+from lmjax.config_checks import check_objective
+from lmjax.optim import lora
+from lmjax.plan.batches import abstract_batch, tasks_of, vocab_size
+from lmjax.plan.collectives import Collective, collectives
+from lmjax.plan.topologies import Topology, described_devices
+
+# Forward passes that a step makes beside the one that training takes anyway, by remat policy.
+_RECOMPUTED = {"none": 0.0, "products": 0.0, "full": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What an experiment costs on a machine.
+
+  Attributes:
+    topology: the machine's name.
+    num_chips: how many it has.
+    mesh: sizes of the axes that split something.
+    fits: whether the compiler could place it in memory.
+    peak_bytes: of memory on a device; None where the compiler did not say.
+    memory_bytes: that a device has.
+    bytes_by_kind: parameters, optimizer (with averages), activations (what the backward pass finds saved), temporaries
+      (the rest up to the peak), on a device.
+    num_params: of the model.
+    model_flops: of a step on all devices.
+    collectives: of a step, a device's part.
+    seconds: a step's bounds: compute, memory, links, network.
+    compile_seconds: that the compiler took here.
+    tokens_a_step: of the batch.
+    num_steps: of the run; None where it is given in epochs.
+    message: what the compiler says where it does not fit.
+  """
+  topology: str
+  num_chips: int
+  mesh: dict[str, int]
+  fits: bool
+  peak_bytes: int | None
+  memory_bytes: float
+  bytes_by_kind: dict[str, float]
+  num_params: int
+  model_flops: float
+  collectives: tuple[Collective, ...]
+  seconds: dict[str, float]
+  compile_seconds: float
+  tokens_a_step: int
+  num_steps: int | None
+  message: str = ""
+
+  @property
+  def step_seconds(self) -> float:
+    """The bound on a step: the largest of its parts, as if all of them went on at once."""
+    return max(self.seconds.values())
+
+  @property
+  def tokens_per_second(self) -> float:
+    return self.tokens_a_step / self.step_seconds
+
+  @property
+  def days(self) -> float | None:
+    return None if self.num_steps is None else self.num_steps * self.step_seconds / 86400
+
+  @property
+  def mfu(self) -> float:
+    """The share of the peak that the bound leaves to the model's own arithmetic."""
+    return self.seconds["model"] / self.step_seconds if "model" in self.seconds else math.nan
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the plan as what JSON holds."""
+    collectives = [one._asdict() | {"axes": list(one.axes)} for one in self.collectives]
+    derived = {"step_seconds": self.step_seconds, "tokens_per_second": self.tokens_per_second, "days": self.days,
+               "mfu_bound": self.mfu}
+    return dataclasses.asdict(self) | {"collectives": collectives} | derived
+
+
+def resolved(config: Config) -> Config:
+  """Returns an experiment with all sizes that do not need its data; a run in epochs is one step long.
+
+  Raises:
+    UserError: where its objective does not go with its model.
+  """
+  check_objective(config)
+  num_steps = config.train.num_steps or (
+      None if config.train.num_epochs else round(config.train.num_tokens / _tokens_a_step(config)))
+  steps = lambda settings: {name: None for name in vars(settings) if name.endswith(("_tokens", "_epochs"))}
+  length = dict(num_steps=max(num_steps or 1, 1), num_tokens=None, num_epochs=None)
+  config = dataclasses.replace(
+      config, train=dataclasses.replace(config.train, **length),
+      **{name: dataclasses.replace(getattr(config, name), **steps(getattr(config, name)))
+         for name in ("optim", "eval", "checkpoint")})
+  config = objectives.with_heads(config, tasks_of(config))
+  return config_lib.resolve_model(config, vocab_size(config))
+
+
+def _tokens_a_step(config: Config) -> int:
+  return config.train.batch_size * config.data.seq_len
+
+
+def make_plan(config: Config, topology: Topology) -> Plan:
+  """Compiles an experiment's training step for a machine and says what it costs.
+
+  Args:
+    config: the experiment.
+    topology: the machine.
+
+  Raises:
+    UserError: where the experiment is wrong, or does not divide by the machine.
+    Refused: where the machine's compiler is not installed.
+  """
+  in_epochs = config.train.num_epochs is not None
+  config = resolved(config)
+  mesh = partitioning.make_mesh(config.mesh, described_devices(topology))
+  setup = train.build(config, mesh)
+  batch, start = abstract_batch(config, mesh), time.perf_counter()
+  compiled, message = _compile(setup, batch, topology)
+  seconds = time.perf_counter() - start
+  found = tuple(collectives(compiled.as_text(), dict(mesh.shape), topology.devices_a_fast_network)) if compiled else ()
+  by_kind, peak = _memory(setup, batch, compiled)
+  asked = peak if compiled else _asked(message)
+  return Plan(
+      topology=topology.name, num_chips=topology.num_chips,
+      mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
+      fits=compiled is not None and asked <= topology.chip.memory, peak_bytes=asked,
+      memory_bytes=topology.chip.memory, bytes_by_kind=by_kind,
+      num_params=metrics.count_params(lora.without(setup.state_shapes.params)), model_flops=_flops(config),
+      collectives=found, seconds=_bounds(config, topology, by_kind, found), compile_seconds=seconds,
+      tokens_a_step=_tokens_a_step(config), num_steps=None if in_epochs else config.train.num_steps, message=message)
+
+
+def lower(setup: train.Setup, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
+  """Returns the lowered training step of a setup whose devices are described."""
+  one = partitioning.replicated(setup.mesh)
+  hparams = {name: jax.ShapeDtypeStruct((), kind, sharding=one) for name, kind in (
+      ("learning_rate", np.float32), ("weight_decay", np.float32), ("seed", np.uint32))}
+  with partitioning.use_mesh(setup.mesh):
+    return train.make_train_step(setup).lower(setup.state_shapes, batch, hparams)
+
+
+def _compile(setup: train.Setup, batch: dict[str, jax.ShapeDtypeStruct], topology: Topology) -> tuple[Any, str]:
+  """Returns the compiled step, or None and what the compiler says where it does not fit."""
+  # No GPU is there to time kernels on.
+  options = {} if topology.is_tpu else {"xla_gpu_autotune_level": 0}
+  try:
+    return lower(setup, batch).compile(options), ""
+  except jax.errors.JaxRuntimeError as e:
+    if not re.search(r"RESOURCE_EXHAUSTED|Oom|out of memory", str(e), re.IGNORECASE):
+      raise
+    return None, next((line.strip() for line in str(e).splitlines() if re.search(r"[Uu]sed [\d.]+[KMG]", line)),
+                      str(e).splitlines()[0])
+
+
+def _asked(message: str) -> int | None:
+  """Returns the bytes that a compiler's refusal says the program would need."""
+  found = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
+  return round(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
+
+
+def _memory(setup: train.Setup, batch: dict, compiled: Any) -> tuple[dict[str, float], int | None]:
+  """Returns bytes on a device by kind, and the peak."""
+  state = setup.state_shapes
+  kinds = {"parameters": _on_device(state.params), "optimizer": _on_device((state.opt_state, state.ema, state.spike)),
+           "activations": _saved(setup, batch)}
+  if compiled is None:
+    return kinds, None
+  analysis = compiled.memory_analysis()
+  peak = getattr(analysis, "peak_memory_in_bytes", 0) or (
+      analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+      - analysis.alias_size_in_bytes)
+  return kinds | {"temporaries": max(0.0, peak - sum(kinds.values()))}, peak
+
+
+def _on_device(tree: Any) -> float:
+  return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+                   for leaf in jax.tree.leaves(tree)))
+
+
+def _saved(setup: train.Setup, batch: dict) -> float:
+  """Returns the bytes on a device of what the forward pass of a microbatch saves, but for the parameters.
+
+  They are taken to be split as the batch is.
+  """
+  cfg, params = setup.config, lora.without(setup.state_shapes.params)
+  count = cfg.train.grad_accum_steps
+  rows = {name: jax.ShapeDtypeStruct((leaf.shape[0] // count, *leaf.shape[1:]), leaf.dtype)
+          for name, leaf in batch.items()}
+
+  def residuals(params, rows):
+    loss = lambda params: setup.objective.loss(setup.model, params, rows, cfg.objective, None)[0]
+    return jax.vjp(loss, params)[1]
+
+  plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+  with partitioning.use_mesh(setup.mesh):
+    saved = jax.tree.leaves(jax.eval_shape(residuals, plain, rows))
+    known = {leaf.shape for leaf in jax.tree.leaves(params)}
+    mine = [leaf for leaf in saved if leaf.shape not in known]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in mine) / partitioning.batch_ways()
+
+
+def _flops(config: Config) -> float:
+  return metrics.flops_per_token(config.model, config.data.seq_len) * _tokens_a_step(config)
+
+
+def _bounds(config: Config, topology: Topology, by_kind: dict[str, float],
+            found: tuple[Collective, ...]) -> dict[str, float]:
+  """Returns the seconds that each resource needs for a step at its peak rate.
+
+  Memory moves at least: the compute copy of all parameters of a device, forward and backward, for each microbatch; the
+  parameters and the optimizer's state, read and written; what the forward pass saves, written and read.
+  """
+  chip, devices = topology.chip, topology.num_chips
+  again = 1 + _RECOMPUTED[config.model.remat_policy] / 3
+  passes = 2 * config.train.grad_accum_steps
+  moved = passes * by_kind["parameters"] / 2 + 2 * (by_kind["parameters"] + by_kind["optimizer"]) + (
+      2 * by_kind["activations"] * config.train.grad_accum_steps)
+  near = sum(one.sent for one in found if not one.crosses)
+  far = sum(one.sent for one in found if one.crosses)
+  model = _flops(config) / (devices * chip.peak_flops)
+  return {"model": model, "compute": model * again, "memory": moved / chip.memory_bandwidth,
+          "links": near / chip.link_bandwidth, "network": far / chip.network_bandwidth}
+
