@@ -1,10 +1,6 @@
 """The commands whose names are taken and whose work is not done yet: name -> (summary, what it will do)."""
 
 COMING = {
-    "plan": (
-        "tell whether an experiment fits a machine, without the machine",
-        "Will compile the training step of --config for a described --topology (v5p-128, v6e-256, h100-8, ...) on a "
-        "CPU-only machine, and print memory, FLOPs and collectives."),
     "sweep": (
         "run many variants of an experiment",
         "Will run the trials that get_sweep() of --config describes, each a normal run under --workdir, and go on "

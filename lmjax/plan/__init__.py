@@ -7,6 +7,7 @@ other devices takes at peak rate, each alone (Williams et al. 2009, Roofline).
 
 import dataclasses
 import math
+import pickle
 import re
 import time
 from typing import Any
@@ -17,12 +18,14 @@ import numpy as np
 from lmjax import config as config_lib
 from lmjax import metrics, objectives, partitioning, train
 from lmjax.config import Config
-from lmjax.config_checks import check_objective
+from lmjax.config_checks import Refused, check_objective
 from lmjax.optim import lora
 from lmjax.plan.batches import abstract_batch, tasks_of, vocab_size
 from lmjax.plan.collectives import Collective, collectives
 from lmjax.plan.topologies import Topology, described_devices
 
+# No GPU is there to time kernels on.
+_UNTIMED = {"xla_gpu_autotune_level": 0}
 # Forward passes that a step makes beside the one that training takes anyway, by remat policy.
 _RECOMPUTED = {"none": 0.0, "products": 0.0, "full": 1.0}
 
@@ -156,10 +159,8 @@ def lower(setup: train.Setup, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
 
 def _compile(setup: train.Setup, batch: dict[str, jax.ShapeDtypeStruct], topology: Topology) -> tuple[Any, str]:
   """Returns the compiled step, or None and what the compiler says where it does not fit."""
-  # No GPU is there to time kernels on.
-  options = {} if topology.is_tpu else {"xla_gpu_autotune_level": 0}
   try:
-    return lower(setup, batch).compile(options), ""
+    return lower(setup, batch).compile({} if topology.is_tpu else _UNTIMED), ""
   except jax.errors.JaxRuntimeError as e:
     if not re.search(r"RESOURCE_EXHAUSTED|Oom|out of memory", str(e), re.IGNORECASE):
       raise
@@ -236,3 +237,21 @@ def _bounds(config: Config, topology: Topology, by_kind: dict[str, float],
   return {"model": model, "compute": model * again, "memory": moved / chip.memory_bandwidth,
           "links": near / chip.link_bandwidth, "network": far / chip.network_bandwidth}
 
+
+def save(config: Config, topology: Topology, path: str) -> None:
+  """Writes the compiled step for `jax.experimental.serialize_executable` to load on the machine.
+
+  Raises:
+    Refused: where the compiler of that machine cannot write its programs.
+  """
+  from jax.experimental import serialize_executable
+  config = resolved(config)
+  setup = train.build(config, partitioning.make_mesh(config.mesh, described_devices(topology)))
+  compiled = lower(setup, abstract_batch(config, setup.mesh)).compile({} if topology.is_tpu else _UNTIMED)
+  try:
+    program = serialize_executable.serialize(compiled)
+  except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as e:
+    raise Refused(f"The compiler for {topology.name} does not write its programs ({str(e).splitlines()[0]}); leave out "
+                  "--save.") from e
+  with open(path, "wb") as file:
+    pickle.dump(program, file)
