@@ -73,21 +73,27 @@ def main(flag_values: flags.FlagValues) -> None:
 
 def lines(plan: Any) -> list[str]:
   """Returns the table of a plan."""
-  gib = lambda value: f"{value / 2**30:,.2f} GiB"
   ways = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items()) or "one device"
-  peak = gib(plan.peak_bytes) if plan.peak_bytes else "unknown"
+  peak = _bytes(plan.peak_bytes) if plan.peak_bytes else "unknown"
   rows = [
-      ("mesh", ways), ("fits", f"{'yes' if plan.fits else 'NO'}: {peak} of {gib(plan.memory_bytes)} a device"),
-      *((f"  {kind}", gib(size)) for kind, size in plan.bytes_by_kind.items()),
+      ("mesh", ways), ("fits", f"{'yes' if plan.fits else 'NO'}: {peak} of {_bytes(plan.memory_bytes)} a device"),
+      *((f"  {kind}", _bytes(size)) for kind, size in plan.bytes_by_kind.items()),
       ("parameters", f"{plan.num_params:,}"),
       ("model FLOPs a step", f"{plan.model_flops:.3g}"),
       *((f"  {one.kind} over {' '.join(one.axes) or 'some'}{' (network)' if one.crosses else ''}",
-         f"{one.count:,} times, {one.sent / 2**30:.2f} GiB sent a device") for one in plan.collectives[:8]),
-      ("step at least", f"{plan.step_seconds * 1e3:,.1f} ms (" + ", ".join(
-          f"{name} {seconds * 1e3:,.1f}" for name, seconds in plan.seconds.items()) + ")"),
+         f"{one.count:,} times, {_bytes(one.sent)} sent a device") for one in plan.collectives[:8]),
+      ("step at least", f"{plan.step_seconds * 1e3:,.4g} ms (" + ", ".join(
+          f"{name} {seconds * 1e3:,.3g}" for name, seconds in plan.seconds.items()) + ")"),
       ("tokens a second at most", f"{plan.tokens_per_second:,.0f}"),
       ("MFU at most", f"{plan.mfu:.1%}"),
       ("days at least", "unknown: the run is in epochs" if plan.days is None else f"{plan.days:,.2f}"),
       ("compiled in", f"{plan.compile_seconds:.0f} s")]
   width = max(len(name) for name, _ in rows)
   return [f"{plan.topology}: {plan.num_chips:,} chips", *(f"  {name:<{width}}  {value}" for name, value in rows)]
+
+
+def _bytes(value: float) -> str:
+  for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+    if value >= 2 ** exponent:
+      return f"{value / 2 ** exponent:,.2f} {unit}"
+  return f"{value:,.0f} bytes"

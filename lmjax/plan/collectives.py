@@ -1,7 +1,8 @@
 """The collectives of a compiled program: how often each kind runs, over which mesh axes, and what it sends.
 
-They are read from the program's text (HLO). What stands in the body of a loop runs as often as the loop goes round,
-which the compiler writes beside it. Bytes are what one device sends, in the ring algorithms that reach the lower bound
+They are read from the program's text (HLO). What stands in the body of a loop runs as often as the loop goes round: the
+number that the compiler writes beside it, or that its condition compares with. A collective that goes on while others
+compute stands in the text several times under the number of one channel, and counts once. Bytes are what one device sends, in the ring algorithms that reach the lower bound
 (Chan et al. 2007, Collective communication: theory, practice, and experience): of an array of n bytes, shared by g
 devices, n (g - 1) / g for an all-gather, a reduce-scatter and an all-to-all, twice that for an all-reduce, and n for a
 permutation.
@@ -19,7 +20,10 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, 
           "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 0.5, "u4": 0.5}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(_KINDS)})(-start)?\(")
-_CALLED = re.compile(r"(?:body|condition|calls|to_apply|called_computations=\{?)=?%?([\w.\-]+)")
+# Between slices of TPUs it is the hosts that send.
+_BETWEEN_SLICES = re.compile(r" = \((.*?)\) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
+_CALLED = re.compile(r"(body|condition|calls|to_apply)=%?([\w.\-]+)")
+_LIMIT = re.compile(r" = [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -48,20 +52,29 @@ def collectives(text: str, shape: dict[str, int], near: int) -> list[Collective]
     shape: the mesh's axes and their sizes, in order.
     near: devices that fast links join, in the order of the mesh.
   """
-  totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0.0])
-  bodies = _bodies(text)
+  bodies, channels = _bodies(text), {}
   for name, times in _times(bodies).items():
-    for line in bodies[name]:
+    for number, line in enumerate(bodies[name]):
+      if between := _BETWEEN_SLICES.search(line):
+        kind, slices = between[2].lower().replace("_", "-"), math.prod(shape.values()) // near
+        sent = _sent(kind, _array_bytes(between[1].partition("}")[0], False), slices)
+        channels[name, number] = Collective(kind, ("replica",), times, sent, True)
+        continue
       match = _COLLECTIVE.search(line)
-      if not match:
+      groups = _groups(line, shape) if match else np.zeros((1, 1))
+      if groups.shape[1] < 2:
         continue
-      groups = _groups(line, math.prod(shape.values()))
-      size = len(groups[0])
-      if size < 2:
-        continue
-      key = match[2], _axes(groups, shape), bool(np.any(groups // near != groups[:, :1] // near))
-      totals[key][0] += times
-      totals[key][1] += times * _sent(match[2], _array_bytes(match[1], bool(match[3])), size)
+      channel = re.search(r"channel_id=(\d+)", line)
+      key = channel[1] if channel else (name, number)
+      sent = _sent(match[2], _array_bytes(match[1], bool(match[3])), groups.shape[1])
+      crosses = bool(np.any(groups // near != groups[:, :1] // near))
+      one = Collective(match[2], _axes(groups, shape), times, sent, crosses)
+      channels[key] = max(one, channels.get(key, one), key=lambda one: (one.count, one.sent))
+  totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0.0])
+  for one in channels.values():
+    total = totals[one.kind, one.axes, one.crosses]
+    total[0] += one.count
+    total[1] += one.count * one.sent
   made = [Collective(kind, axes, int(count), sent, crosses) for (kind, axes, crosses), (count, sent) in totals.items()]
   return sorted(made, key=lambda one: -one.sent)
 
@@ -86,16 +99,22 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
   while waiting:
     name, count = waiting.pop()
     times[name] += count
-    waiting += [(callee, count * trips) for callee, trips in _calls(bodies[name]) if callee in bodies]
+    waiting += [(callee, count * trips) for callee, trips in _calls(bodies[name], bodies) if callee in bodies]
   return times
 
 
-def _calls(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _calls(lines: Sequence[str], bodies: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
+  """Yields the computations that some lines call, and how often each line does."""
   for line in lines:
-    trips = _TRIPS.search(line)
-    loops = " while(" in line
-    for callee in _CALLED.findall(line):
-      yield callee, int(trips[1]) if loops and trips else 1
+    called = dict(_CALLED.findall(line))
+    if not called:
+      continue
+    known, trips = _TRIPS.search(line), 1
+    if " while(" in line:
+      limits = [int(limit) for part in bodies.get(called.get("condition"), ()) for limit in _LIMIT.findall(part)]
+      trips = int(known[1]) if known else max(limits, default=1)
+    for name in called.values():
+      yield name, trips
 
 
 def _array_bytes(shapes: str, is_start: bool) -> float:
@@ -115,17 +134,23 @@ def _sent(kind: str, size: float, group: int) -> float:
   return size * (group - 1) / group * (2 if kind == "all-reduce" else 1)
 
 
-def _groups(line: str, num_devices: int) -> np.ndarray:
+def _groups(line: str, shape: dict[str, int]) -> np.ndarray:
   """Returns the devices that take part together, [groups, size]; of a permutation the pairs."""
   if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
     return np.array([[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1] + "}")])
   if listed := re.search(r"replica_groups=\{(\{.*?\})\}", line):
     return np.array([[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
   if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-    shape, dims, order = ([int(i) for i in (part or "").split(",") if i] for part in iota.groups())
+    groups, dims, order = ([int(i) for i in (part or "").split(",") if i] for part in iota.groups())
     ids = np.arange(math.prod(dims)).reshape(dims)
-    return (ids.transpose(order) if order else ids).reshape(shape)
-  return np.arange(num_devices)[None]
+    return (ids.transpose(order) if order else ids).reshape(groups)
+  if grid := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", grid[1])}
+    mine = [axis for axis, name in enumerate(sizes) if name in re.findall(r"'(\w+)'", grid[2])]
+    others = [axis for axis in range(len(sizes)) if axis not in mine]
+    ids = np.arange(math.prod(sizes.values())).reshape(*sizes.values()).transpose(*others, *mine)
+    return ids.reshape(-1, math.prod(list(sizes.values())[axis] for axis in mine))
+  return np.arange(math.prod(shape.values()))[None]
 
 
 def _axes(groups: np.ndarray, shape: dict[str, int]) -> tuple[str, ...]:
