@@ -24,6 +24,8 @@ from lmjax.plan.batches import abstract_batch, tasks_of, vocab_size
 from lmjax.plan.collectives import Collective, collectives
 from lmjax.plan.topologies import Topology, described_devices
 
+# How the compilers say what a program would need.
+_NEEDED = re.compile(r"(?:[Uu]sed |required for [\w ]*\()([\d.]+)([KMGT])")
 # No GPU is there to time kernels on.
 _UNTIMED = {"xla_gpu_autotune_level": 0}
 # Forward passes that a step makes beside the one that training takes anyway, by remat policy.
@@ -164,13 +166,13 @@ def _compile(setup: train.Setup, batch: dict[str, jax.ShapeDtypeStruct], topolog
   except jax.errors.JaxRuntimeError as e:
     if not re.search(r"RESOURCE_EXHAUSTED|Oom|out of memory", str(e), re.IGNORECASE):
       raise
-    return None, next((line.strip() for line in str(e).splitlines() if re.search(r"[Uu]sed [\d.]+[KMG]", line)),
-                      str(e).splitlines()[0])
+    lines = str(e).splitlines()
+    return None, next((line.strip() for line in lines if _NEEDED.search(line)), lines[0])
 
 
 def _asked(message: str) -> int | None:
   """Returns the bytes that a compiler's refusal says the program would need."""
-  found = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
+  found = _NEEDED.search(message)
   return round(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
 
 

@@ -2,10 +2,10 @@
 
 They are read from the program's text (HLO). What stands in the body of a loop runs as often as the loop goes round: the
 number that the compiler writes beside it, or that its condition compares with. A collective that goes on while others
-compute stands in the text several times under the number of one channel, and counts once. Bytes are what one device sends, in the ring algorithms that reach the lower bound
-(Chan et al. 2007, Collective communication: theory, practice, and experience): of an array of n bytes, shared by g
-devices, n (g - 1) / g for an all-gather, a reduce-scatter and an all-to-all, twice that for an all-reduce, and n for a
-permutation.
+compute stands in the text several times under the number of one channel, and counts once. Bytes are what one device
+sends, in the ring algorithms that reach the lower bound (Chan et al. 2007, Collective communication: theory, practice,
+and experience): of an array of n bytes, shared by g devices, n (g - 1) / g for an all-gather, a reduce-scatter and an
+all-to-all, twice that for an all-reduce, and n for a permutation.
 """
 
 import collections

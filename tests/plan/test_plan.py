@@ -1,0 +1,153 @@
+"""Plans, compiled by the machines' own compiler where it is installed."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lmjax import plan
+from lmjax.commands import cli
+from lmjax.config import base_config, from_config_dict
+from lmjax.models import families
+from lmjax.plan import search
+from lmjax.plan.batches import abstract_batch
+from lmjax.plan.topologies import parse_topology
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PLANS = ROOT / "launch" / "plans"
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def config_of(family="llama", batch_size=32, num_layers=3, **groups):
+  config = base_config()
+  config.model.update({**families.debug(families.preset(family)), "num_layers": num_layers})
+  config.objective.update(families.objective_of(config.model))
+  config.data.update(tokenizer="bytes", seq_len=64)
+  config.train.update(num_steps=1000, batch_size=batch_size)
+  config.mesh.update(data=1, fsdp=-1)
+  for group, values in groups.items():
+    config[group].update(values)
+  return from_config_dict(config)
+
+
+def run(*argv):
+  return subprocess.run([sys.executable, "-m", "lmjax", *argv], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@needs_libtpu
+def test_the_kept_plans_are_what_is_compiled_now(tmp_path):
+  spec = importlib.util.spec_from_file_location("plans", ROOT / "tests" / "benchmarks" / "plans.py")
+  plans = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(plans)
+  for name in ("debug-v5e-4", "debug-2xv5e-4"):
+    made = run(*plans.command(name, tmp_path / "plan.json"))
+    assert made.returncode == 0, made.stderr
+    now, kept = (json.loads(path.read_text())[0] for path in (tmp_path / "plan.json", PLANS / f"{name}.json"))
+    assert now["fits"] and now["num_params"] == kept["num_params"] and now["model_flops"] == kept["model_flops"]
+    assert now["mesh"] == kept["mesh"] and now["memory_bytes"] == kept["memory_bytes"]
+    # The compiler may change with its version, but not by much.
+    assert now["peak_bytes"] == pytest.approx(kept["peak_bytes"], rel=0.2)
+    sent = lambda one: sum(part["sent"] for part in one["collectives"])
+    assert sent(now) == pytest.approx(sent(kept), rel=0.2)
+
+
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_kept_plan_fits_and_adds_up(path):
+  for one in json.loads(path.read_text()):
+    assert one["fits"] and one["peak_bytes"] <= one["memory_bytes"]
+    assert sum(one["bytes_by_kind"].values()) >= one["peak_bytes"] * 0.999
+    assert one["step_seconds"] == max(one["seconds"].values()) and 0 < one["mfu_bound"] <= 1
+
+
+@needs_libtpu
+def test_fsdp_gathers_each_layers_parameters_and_adds_up_their_gradients():
+  made = plan.make_plan(config_of(num_layers=8, model=dict(remat_policy="full")), parse_topology("v5e-4"))
+  fewer = plan.make_plan(config_of(num_layers=4, model=dict(remat_policy="full")), parse_topology("v5e-4"))
+  gathers = lambda one: sum(part.count for part in one.collectives if part.kind == "all-gather")
+  # Twice the layers, and twice the gathers in the loops over them.
+  inside = (gathers(made) - gathers(fewer)) / 4
+  assert inside >= 2 * 5 and all(set(part.axes) <= {"fsdp"} for part in made.collectives)
+  # Each layer's parameters are gathered in bfloat16, forward and backward.
+  of_layers = 2 * (made.num_params - fewer.num_params) / 4
+  sent = sum(part.sent for part in made.collectives if part.kind == "all-gather") - sum(
+      part.sent for part in fewer.collectives if part.kind == "all-gather")
+  assert sent == pytest.approx(4 * 2 * of_layers * 3 / 4, rel=0.35)
+
+
+@needs_libtpu
+def test_replicas_lie_in_different_slices():
+  config = config_of(mesh=dict(replica=2))
+  made = plan.make_plan(config, parse_topology("2xv5e-4"))
+  far = [one for one in made.collectives if one.crosses]
+  assert far and {one.axes for one in far} == {("replica",)} and made.seconds["network"] > 0
+  # Each device sends its part of the gradients.
+  assert sum(one.sent for one in far) == pytest.approx(made.num_params * 4 / 4, rel=0.6)
+
+
+@needs_libtpu
+def test_a_program_that_is_too_large_is_refused_and_another_proposed():
+  config = config_of(batch_size=8192, model=dict(embed_dim=512, head_dim=128, mlp_dim=2048, remat_policy="none"),
+                     data=dict(seq_len=1024), num_layers=2)
+  topology = parse_topology("v5e-4")
+  made = plan.make_plan(config, topology)
+  assert not made.fits and made.peak_bytes > made.memory_bytes and "HBM" in made.message
+  proposal, better = next(search.search(config, topology, 4))
+  assert better.fits and "train.grad_accum_steps" in proposal.changes and "--config.mesh.fsdp=4" in proposal.flags()
+
+
+def test_proposals_divide_and_the_fastest_comes_first():
+  config, topology = config_of(batch_size=64), parse_topology("v5e-16")
+  found = search.proposals(config, topology)
+  assert found == sorted(found, key=lambda one: (one.seconds, one.bytes)) and found[0].seconds > 0
+  for one in found:
+    assert one.changes["mesh.fsdp"] * one.changes["mesh.tensor"] == 16
+    assert 64 % (one.changes["mesh.fsdp"] * one.changes["train.grad_accum_steps"]) == 0
+  changed = search.changed(config, found[0].changes)
+  assert dataclasses.asdict(changed)["mesh"]["fsdp"] == found[0].changes["mesh.fsdp"]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5", "xlnet", "electra_pretraining"])
+def test_a_batch_is_known_without_data(family):
+  from lmjax import objectives, partitioning
+  from lmjax.data import pipeline
+  config = config_of(family, mesh=dict(data=-1, fsdp=1))
+  mesh = partitioning.make_mesh(config.mesh)
+  shapes = abstract_batch(plan.resolved(config), mesh)
+  data = pipeline.open_data(config, *objectives.text_needs(config))
+  make = objectives.host_function(objectives.recipe_of(plan.resolved(config), data, data.train))
+  rows = next(pipeline.train_batches(data, config, start_step=0, make_example=make))
+  assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {
+      name: (x.shape, x.dtype) for name, x in rows.items()}
+
+
+@pytest.mark.parametrize("task", ["glue/sst2", "squad", "super_glue/copa", "wmt14/en-de", "stdlib/identifiers",
+                                  "stdlib/packages,stdlib/answers"])
+def test_a_labelled_batch_is_known_without_data(task):
+  from lmjax import partitioning
+  from lmjax.data.task_specs import set_tasks
+  config = base_config()
+  set_tasks(config, task)
+  config.model.update(families.debug(families.preset("t5" if config.model.head == "lm" else "bert")),
+                      head=config.model.head)
+  config.data.update(tokenizer="bytes", seq_len=64)
+  config.train.update(num_steps=10, batch_size=8)
+  config = from_config_dict(config)
+  shapes = abstract_batch(plan.resolved(config), partitioning.make_mesh(config.mesh))
+  assert all(leaf.shape[0] == 8 for leaf in shapes.values()) and len(shapes) >= 5
+
+
+def test_the_table_has_every_figure(capsys):
+  from lmjax.commands.plan import lines
+  from lmjax.plan.collectives import Collective
+  made = plan.Plan("v5e-4", 4, {"fsdp": 4}, True, 3 * 2**30, 16 * 2**30, {"parameters": 2.0**30}, 10, 1e12,
+                   (Collective("all-gather", ("fsdp",), 7, 2.0**20, False),), {"model": 0.5, "compute": 1.0}, 3.0, 4096,
+                   86400)
+  text = "\n".join(lines(made))
+  for part in ("v5e-4: 4 chips", "fsdp=4", "yes: 3.00 GiB of 16.00 GiB", "1.00 GiB", "7 times, 1.00 MiB sent", "4,096",
+               "MFU at most", "50.0%", "1.00"):
+    assert part in text, part
+  assert cli.COMMANDS.index("plan") >= 0
