@@ -15,7 +15,7 @@ from lmjax.models import families
 
 # Tokens of an example, examples of a step, and steps.
 _SIZES = {"stdlib/packages": (256, 16, 400), "stdlib/identifiers": (128, 32, 400), "stdlib/answers": (256, 16, 600),
-          "stdlib/docstrings": (128, 32, 800)}
+          "stdlib/docstrings": (128, 16, 1200)}
 
 
 def get_config(tasks="stdlib/packages"):
@@ -29,8 +29,8 @@ def get_config(tasks="stdlib/packages"):
   seq_len, batch_size, num_steps = _SIZES.get(tasks, (128, 32, 500))
   config.model.update(dropout=0.1, max_positions=None)
   config.data.update(tokenizer="bpe", tokenizer_vocab_size=2048 if writes else 4096, seq_len=seq_len)
-  config.optim.update(learning_rate=2e-3 if writes else 1e-3, warmup_steps=50, schedule="linear", final_learning_rate_ratio=0.0,
-                      beta2=0.98, weight_decay=0.01)
+  config.optim.update(learning_rate=2e-3 if writes else 1e-3, warmup_steps=50, schedule="linear",
+                      final_learning_rate_ratio=0.0, beta2=0.98, weight_decay=0.01)
   config.train.update(num_steps=num_steps, batch_size=batch_size, sample_length=0)
   config.eval.update(every_steps=num_steps // 4, num_batches=8)
   return config

@@ -110,10 +110,10 @@ def _outer_products(cfg: ModelConfig, seq_len: int) -> float:
   """Returns the multiplications of a token outside the blocks; what is done once a sequence is shared by its tokens."""
   D, V, E = cfg.embed_dim, cfg.vocab_size, cfg.embedding_dim or cfg.embed_dim
   transformed = D * E + E * V if cfg.head_transform else D * V
-  pooler = D * D if cfg.pooler != "none" else 0
+  pooler, labels = D * D if cfg.pooler != "none" else 0, cfg.num_labels or 0
   heads = {"lm": transformed, "pretraining": transformed + (pooler + 2 * D) / seq_len,
-           "sentence": (pooler + 2 * D) / seq_len, "sequence": (pooler + D * cfg.num_labels) / seq_len,
-           "choice": (pooler + D) / seq_len, "token": D * cfg.num_labels, "span": 2 * D, "replaced": D * D + D,
+           "sentence": (pooler + 2 * D) / seq_len, "sequence": (pooler + D * labels) / seq_len,
+           "choice": (pooler + D) / seq_len, "token": D * labels, "span": 2 * D, "replaced": D * D + D,
            "pooled": 0, "none": pooler / seq_len}
   if cfg.head == "tasks":
     parts = (dataclasses.replace(cfg, head=head, num_labels=count) for _, head, count in cfg.task_heads)
@@ -218,7 +218,7 @@ class Clock:
   def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None):
     self._tokens, self._flops, self._peak = tokens_per_step, flops_per_token, peak
     self._recent = self._total = (0, 0.0)
-    self._last = None
+    self._last, self._waited = None, 0.0
 
   def tick(self) -> None:
     """Notes that a step has ended. The first one is left out: it compiled."""
@@ -231,7 +231,19 @@ class Clock:
 
   def restart(self) -> None:
     """Begins a new interval for `rates`."""
-    self._recent = (0, 0.0)
+    self._recent, self._waited = (0, 0.0), 0.0
+
+  @property
+  def useful_seconds(self) -> float:
+    """Seconds of all steps but the first, which compiled."""
+    return self._total[1]
+
+  @contextlib.contextmanager
+  def waiting_for_data(self):
+    """Counts what happens inside as time that the host waits for a batch."""
+    start = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - start
 
   @contextlib.contextmanager
   def paused(self):
@@ -242,8 +254,13 @@ class Clock:
       self._last += time.perf_counter() - start
 
   def rates(self) -> dict[str, float]:
-    """Returns `tokens_per_second`, and `mfu` where the peak is known, since the last `restart`; {} without a step."""
-    return self._rates(*self._recent)
+    """Returns rates since the last `restart`; {} without a step.
+
+    They are `tokens_per_second`, `mfu` where the peak is known, and `data_wait`, the share of the time that the host
+    waited for batches.
+    """
+    steps, seconds = self._recent
+    return self._rates(steps, seconds) | ({"data_wait": min(1.0, self._waited / seconds)} if steps else {})
 
   def overall(self) -> dict[str, float]:
     """The same since the beginning."""

@@ -7,6 +7,7 @@ optimizer, `init_state` makes sharded parameters, and `make_train_step` compiles
 import contextlib
 import dataclasses
 import functools
+import time
 from typing import Any, Callable, Iterator, NamedTuple
 
 from absl import logging
@@ -18,7 +19,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax import checkpoint, convert, evaluate, finetune, memory, metrics, objectives, partitioning, resume
+from lmjax import checkpoint, convert, evaluate, finetune, memory, metrics, objectives, partitioning, resume, watch
 from lmjax import config as config_lib
 from lmjax import workdir as workdir_lib
 from lmjax.checkpoint import best as best_lib
@@ -227,12 +228,13 @@ def _accept(cfg: Config, spike: jax.Array | None, loss: jax.Array, grad_norm: ja
   return ~nonfinite & ~is_spike, jnp.stack([mean + rate * (value - mean), variance, seen + 1.0]), flags
 
 
-def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(config: Config, workdir: str, profile: tuple[int, int] | None = None) -> dict[str, Any]:
   """Runs an experiment from start, or from where its workdir stands, to its end.
 
   Args:
     config: as `config.from_config_dict` returns it.
     workdir: folder or object-store URL; see the README for what is written to it.
+    profile: first and last step of a trace for XProf, written to the workdir's `profile`; None writes none.
 
   Returns:
     What result.json holds.
@@ -248,7 +250,7 @@ def train_and_evaluate(config: Config, workdir: str) -> dict[str, Any]:
     enable_compilation_cache()
   partitioning.join_processes()
   with _only_run(workdir), workdir_lib.write_errors(workdir):
-    return _run(config, epath.Path(workdir))
+    return _run(config, epath.Path(workdir), profile)
 
 
 @contextlib.contextmanager
@@ -268,7 +270,7 @@ def _only_run(workdir: str) -> Iterator[None]:
     yield
 
 
-def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
+def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None) -> dict[str, Any]:
   from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
   mesh = partitioning.make_mesh(config.mesh)
   goes_on = checkpoint.latest_step(workdir) is not None
@@ -284,7 +286,8 @@ def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
   memory.check_fits(setup.state_shapes)
   with partitioning.use_mesh(mesh), contextlib.closing(
       checkpoint.Checkpointer(workdir, config.checkpoint)) as checkpointer:
-    state, loss, best = _first_state(setup, checkpointer)
+    state, past = _first_state(setup, checkpointer)
+    best = past.best
     first_step = int(state.step)
     if first_step > config.train.num_steps:
       raise UserError(f"{workdir} is already at step {first_step}, beyond the {config.train.num_steps} of this run; "
@@ -301,23 +304,24 @@ def _run(config: Config, workdir: epath.Path) -> dict[str, Any]:
       _write_names(workdir, config, data.tasks)
     with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
                  active=jax.process_index() == 0) as tracker:
-      return _Loop(setup, data, tracker, checkpointer, loss, best).run(state)
+      return _Loop(setup, data, tracker, checkpointer, past, profile).run(state)
 
 
 class _Loop:
   """The loop over steps. The host reads a step's metrics only after it has dispatched the next one."""
 
-  def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer,
-               loss: float | None, best: best_lib.Best):
+  def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer, past: "_Past",
+               profile: tuple[int, int] | None):
     self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
+    self.past, self.trace = past, watch.Trace(checkpointer.workdir, profile)
     self.config = setup.config
     self.evaluator = evaluate.Evaluator(setup.model, setup.objective, setup.config, setup.mesh, data)
     self.flops_per_token = metrics.flops_per_token(self.config.model, self.config.data.seq_len)
     self.tokens_per_step = self.config.train.batch_size * self.config.data.seq_len
     self.clock = metrics.Clock(self.tokens_per_step, self.flops_per_token, metrics.peak_flops(jax.devices()))
     self.schedule = make_schedule(self.config.optim, self.config.train.num_steps)
-    self.loss, self.best = loss, best
-    checkpointer.keep(best.step)
+    self.loss, self.best = past.loss, past.best
+    checkpointer.keep(past.best.step)
 
   def run(self, state: TrainState) -> dict[str, Any]:
     step = first = int(state.step)
@@ -325,9 +329,13 @@ class _Loop:
     batches = self._batches(first)
     train_step, pending = make_train_step(self.setup), None
     interrupted = False
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, self.trace, watch.Recompilations() as recompilations:
       for step in range(first + 1, first + 1 if self.best.is_over(self.config.eval) else last + 1):
-        state, out = train_step(state, next(batches), self._hparams(step - 1))
+        self.trace.before(step)
+        with self.clock.waiting_for_data():
+          batch = next(batches)
+        with recompilations.expected(step == first + 1, step):
+          state, out = train_step(state, batch, self._hparams(step - 1))
         if pending:
           self._read(*pending)
         pending = (step, out)
@@ -405,7 +413,8 @@ class _Loop:
 
   def _save(self, step: int, state: TrainState) -> None:
     meta = {"config": dataclasses.asdict(self.config), "train_loss": self.loss, "versions": metrics.versions(),
-            "best": dataclasses.asdict(self.best)}
+            "best": dataclasses.asdict(self.best), "started": self.past.started,
+            "useful_seconds": self.past.useful_seconds + self.clock.useful_seconds}
     self.checkpointer.keep(self.best.step)
     self.checkpointer.save(step, state, meta)
     if self.best.step == step:
@@ -453,6 +462,11 @@ class _Loop:
                       vocab_size=tokenizer.size)
     self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
 
+  def _goodput(self) -> float:
+    """Returns the share of the time since the run was first started that went into steps; None of it is lost twice."""
+    useful = self.past.useful_seconds + self.clock.useful_seconds
+    return useful / max(time.time() - self.past.started, 1e-9)
+
   def _result(self, status: str, step: int, eval_loss: float | None = None, bits_per_byte: float | None = None,
               params_sha256: str | None = None) -> dict[str, Any]:
     """Writes result.json.
@@ -468,6 +482,7 @@ class _Loop:
         "num_params_active": metrics.count_active(shapes, self.setup.config.model), "num_tokens": tokens,
         "train_flops": tokens * self.flops_per_token, "train_loss": self.loss, "eval_loss": eval_loss,
         "bits_per_byte": bits_per_byte, "tokens_per_second": rate.get("tokens_per_second"), "mfu": rate.get("mfu"),
+        "goodput": self._goodput(),
         "params_sha256": params_sha256, "best_step": self.best.step, "device_kind": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(), "versions": metrics.versions()}
     self.tracker.write_result(result)
@@ -509,16 +524,32 @@ def _announce(setup: Setup, data: Any, workdir: epath.Path) -> None:
     logging.info("%s parameters learn.", f"{metrics.count_params(learned):,}")
 
 
-def _first_state(setup: Setup,
-                 checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, float | None, best_lib.Best]:
-  """Resume, else restore, else import, else scratch; returns the state, the loss of the step before, and the best."""
+class _Past(NamedTuple):
+  """What a run has behind it.
+
+  Attributes:
+    loss: of the step before; None before the first.
+    best: the best checkpoint.
+    started: when the run was first started, in seconds since the epoch.
+    useful_seconds: that went into steps that were kept.
+  """
+  loss: float | None
+  best: best_lib.Best
+  started: float
+  useful_seconds: float
+
+
+def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, _Past]:
+  """Resume, else restore, else import, else scratch; returns the state, and what the run has behind it."""
   resumed = checkpointer.restore(setup.state_shapes)
   if resumed:
     state, meta = resumed
     resume.check_resume(meta["config"], setup.config, checkpointer.workdir)
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
-    return state, meta["train_loss"], best_lib.Best(**meta.get("best", {}))
-  cfg = setup.config.checkpoint
+    past = _Past(meta["train_loss"], best_lib.Best(**meta.get("best", {})), meta.get("started", time.time()),
+                 meta.get("useful_seconds", 0.0))
+    return state, past
+  cfg, past = setup.config.checkpoint, _Past(None, best_lib.Best(), time.time(), 0.0)
   of_model = lora.without(setup.state_shapes.params)
   if cfg.restore_from:
     params = checkpoint.restore_params(cfg.restore_from, of_model)
@@ -527,6 +558,6 @@ def _first_state(setup: Setup,
   elif cfg.finetune_from:
     params = finetune.first_params(setup.config, setup.mesh, lora.without(init_state(setup).params))
   else:
-    return init_state(setup), None, best_lib.Best()
+    return init_state(setup), past
   start = jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)
-  return start(params, jax.random.key(setup.config.seed)), None, best_lib.Best()
+  return start(params, jax.random.key(setup.config.seed)), past

@@ -81,7 +81,7 @@ def test_the_clock_leaves_out_compiling_and_pauses(monkeypatch):
   for seconds in (30.0, 1.0, 1.0):  # The first step compiles.
     now[0] += seconds
     clock.tick()
-  assert clock.rates() == {"tokens_per_second": 100.0, "mfu": 0.2}
+  assert clock.rates() == {"tokens_per_second": 100.0, "mfu": 0.2, "data_wait": 0.0}
   with clock.paused():
     now[0] += 50.0
   clock.restart()
