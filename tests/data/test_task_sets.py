@@ -67,7 +67,7 @@ def long(answer, **changes):
     (dict(name="reviews", kind="classification", text="{text}"), ROWS, "has no label, which kind classification needs"),
     (dict(LABEL, name="a b"), ROWS, "needs a name of letters"),
     (dict(LABEL, metrics=("acc",)), ROWS, "no metric 'acc'"),
-    (dict(LABEL, metrics=("squad",)), ROWS, "has the metric 'squad', but those of kind classification are accuracy, f1"),
+    (dict(LABEL, metrics=("squad",)), ROWS, "the metric 'squad', but those of kind classification are accuracy, f1"),
     (dict(LABEL, labels=("bad",)), ROWS, "has but one label, 'bad'"),
 ])
 def test_a_wrong_classification_is_told(tmp_path, task, rows, told):
