@@ -16,7 +16,7 @@ from lmjax.models.transformer import init_params, make_model
 
 # Settings that stay the experiment's own: what is trained on top of the model, and how it is computed.
 _OWN = ("head", "task_heads", "num_labels", "dropout", "attention_impl", "dtype", "param_dtype", "remat_policy",
-        "scan_layers", "vocab_size")
+        "scan_layers", "vocab_size", "num_future")
 
 # Parameters with a row for each token, which may have become more.
 _VOCABULARY = ("embed/embedding", "head/kernel", "head/bias")
@@ -76,8 +76,8 @@ def first_params(config: Config, mesh: jax.sharding.Mesh, fresh: Mapping[str, An
   theirs = fill_sizes(convert.read_model(path))
   model = make_model(theirs, mesh.devices.flat[0].platform)
   boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),
-                          partitioning.param_shardings(mesh, boxed))
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_divided(x, s)),
+                          nn.unbox(boxed), partitioning.param_shardings(mesh, boxed))
   loaded = convert.read_whole(path, abstract)
   if theirs.architecture == "electra":
     _, loaded = discriminator_of(model, loaded)
@@ -94,6 +94,15 @@ def first_params(config: Config, mesh: jax.sharding.Mesh, fresh: Mapping[str, An
       made[name] = _placed(source, value)
   logging.info("Starts from %s; made anew: %s.", path, ", ".join(new) or "nothing")
   return flax.traverse_util.unflatten_dict(made, sep="/")
+
+
+def _divided(x: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+  """Returns the sharding, or that of a whole array where the mesh divides only the run's larger vocabulary."""
+  try:
+    sharding.shard_shape(x.shape)
+  except ValueError:
+    return partitioning.replicated(sharding.mesh)
+  return sharding
 
 
 def _fits(name: str, source: jax.Array, value: jax.Array) -> bool:

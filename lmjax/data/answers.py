@@ -20,15 +20,27 @@ def find_answers(task: Task, record: Mapping[str, Any], where: str) -> list[Answ
   """
   text = render(task.text_pair, record, where)
   answers = value_at(record, task.answers, where)
-  answers = [answers] if isinstance(answers, str) else answers or []
-  answers = [answer for answer in answers if answer]
+  answers = [answer for answer in (answers if isinstance(answers, list) else [answers]) if answer not in ("", None)]
+  for answer in answers:
+    if not isinstance(answer, str):
+      raise UserError(f"{where} has the answer {answer!r}, which is no text; mend the record.")
   starts = value_at(record, task.starts, where) if task.starts else [text.find(answer) for answer in answers]
-  starts = starts if isinstance(starts, list) else [starts]
+  starts = [_character(start, where) for start in (starts if isinstance(starts, list) else [starts])[:len(answers)]]
+  if len(starts) < len(answers):
+    raise UserError(f"{where} has {len(answers)} answers but {len(starts)} starts; mend the record.")
   for answer, start in zip(answers, starts):
     if start < 0 or text[start:start + len(answer)] != answer:
       raise UserError(f"{where} has the answer {answer[:60]!r}, which does not stand in the text"
                       f"{f' at character {start}' if start >= 0 else ''}; mend the record.")
   return [Answer(*pair) for pair in zip(answers, starts)]
+
+
+def _character(value: Any, where: str) -> int:
+  """Returns the number of a character, which a .csv has as text."""
+  try:
+    return int(value)
+  except (TypeError, ValueError) as e:
+    raise UserError(f"{where} has an answer that starts at {value!r}, which is no number; mend the record.") from e
 
 
 def tokens_of(encoding: Any, answer: Answer) -> tuple[int, int] | None:

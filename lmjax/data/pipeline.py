@@ -134,7 +134,8 @@ def _open_tasks(config: Config, special_tokens: Sequence[str]) -> Data:
   length = config.data.seq_len
   if (config.model.architecture, config.model.head) != ("decoder", "lm"):  # It goes on from a text without an end.
     frames.add_frame(tokenizer, config.model.architecture)
-  make = functools.partial(task_sets.make_part, framer=frames.Framer(tokenizer, length))
+  framer = None if config.objective.name == "text_to_text" else frames.Framer(tokenizer, length)
+  make = functools.partial(task_sets.make_part, framer=framer)
   numbers = tuple(range(len(trained)))
   train = task_sets.TaskSet("train", tuple(make(task, records) for task, records in trained), numbers, length)
   sets = {}

@@ -68,7 +68,7 @@ def open_records(spec: str, split: str, config: DataConfig, whole: bool = False)
     rows = stdlib_records(spec.removeprefix("stdlib:"), split, fraction)
     found = Records(spec, rows, np.arange(len(rows)), {}, digest("stdlib", spec, split, fraction, len(rows), rows[:20]))
   elif spec.startswith("tfds:") or is_prepared_folder(base):
-    found = _tfds(base, named or split, named is not None, fraction, config)
+    found = _tfds(base, split, named, fraction, config)
   else:
     found = _of_split(_files(spec), split, fraction)
   if not len(found):
@@ -155,11 +155,11 @@ class _TfdsRows:
     return _plain(self._records[index])
 
 
-def _tfds(spec: str, split: str, named: bool, fraction: float, config: DataConfig) -> Records:
+def _tfds(spec: str, split: str, named: str | None, fraction: float, config: DataConfig) -> Records:
   builder, folder = open_builder(spec, config.data_dir)
   splits = builder.info.splits
   apart = [name for name in VALIDATION_NAMES if name in splits]
-  source = split if named or split == "train" else (*apart, "train")[0]
+  source = named or (split if split == "train" else (*apart, "train")[0])
   if source not in splits:
     raise UserError(f"The TFDS data set in {folder} has no split {source!r} but {', '.join(splits)}; name one, "
                     f"as in {spec}[{next(iter(splits), 'train')}].")
@@ -168,7 +168,7 @@ def _tfds(spec: str, split: str, named: bool, fraction: float, config: DataConfi
            if getattr(feature, "names", None)}
   records = Records(f"{builder.info.full_name} {source}", rows, np.arange(len(rows)), names,
                     digest("tfds", builder.info.full_name, source, len(rows), folder_facts(folder)))
-  return records if named or apart else _of_split(records, split, fraction)
+  return records if apart and not named else _of_split(records, split, fraction)
 
 
 def _plain(value: Any) -> Any:

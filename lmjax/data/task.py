@@ -131,6 +131,8 @@ def parse_task(entry: Any, ready: Mapping[str, Task]) -> Task:
                       "out.")
   if task.kind == "multiple_choice" and len(task.choices) < 2:
     raise UserError(f"{where} has one choice; give the template of each.")
+  if len(task.labels) == 1:
+    raise UserError(f"{where} has but one label, {task.labels[0]!r}; there is nothing to tell.")
   if len({*task.labels}) < len(task.labels):
     raise UserError(f"{where} has a label twice among {task.labels}; give each once.")
   return task

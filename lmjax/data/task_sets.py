@@ -117,10 +117,22 @@ def texts_of(task: Task, record: Mapping[str, Any], where: str) -> list[str]:
   """Returns all texts that a model could read or write of a record."""
   texts = [render(template, record, where) for template in task.templates]
   if task.words:
-    texts.append(" ".join(value_at(record, task.words, where)))
+    texts.append(" ".join(words_of(task, record, where)))
   if task.messages:
     texts += [message["content"] for message in messages_of(task, record, where)]
   return texts
+
+
+def words_of(task: Task, record: Mapping[str, Any], where: str) -> list[str]:
+  """Returns the words of a record of token_classification.
+
+  Raises:
+    UserError: where they are no list of texts, or an empty one.
+  """
+  words = value_at(record, task.words, where)
+  if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+    raise UserError(f"{where} has no list of words in the column {task.words!r}, each a text; mend the record.")
+  return words
 
 
 def messages_of(task: Task, record: Mapping[str, Any], where: str) -> list[Mapping[str, str]]:
@@ -168,19 +180,19 @@ def _with_labels(task: Task, records: Records) -> Task:
   return dataclasses.replace(task, labels=labels)
 
 
-def make_part(task: Task, records: Records, framer: Framer) -> TaskPart:
+def make_part(task: Task, records: Records, framer: Framer | None) -> TaskPart:
   """Returns the part of a set that some records make.
 
   Args:
     task: with its labels found.
     records: of the set.
-    framer: cuts the long texts of extractive_qa.
+    framer: cuts the long texts of extractive_qa; None where its answers are written, and texts are not cut in windows.
 
   Raises:
     UserError: for a label that the task does not have, a question that leaves no room for its text, or an answer that
       is too long.
   """
-  if task.kind != "extractive_qa":
+  if task.kind != "extractive_qa" or framer is None:
     _check_labels(task, records)
     return TaskPart(task, records)
   windows = []
@@ -218,8 +230,8 @@ def word_labels(task: Task, record: Mapping[str, Any], where: str) -> tuple[list
   Raises:
     UserError: where there are not as many labels as words, or one that the task does not have.
   """
-  words, labels = (value_at(record, column, where) for column in (task.words, task.label))
-  if not isinstance(words, list) or not isinstance(labels, list) or len(words) != len(labels) or not words:
+  words, labels = words_of(task, record, where), value_at(record, task.label, where)
+  if not isinstance(labels, list) or len(words) != len(labels):
     raise UserError(f"{where} needs a list of words in {task.words!r} and one of as many labels in {task.label!r}; "
                     "mend the record.")
   return words, [label_of(task, label, where) for label in labels]
@@ -261,6 +273,7 @@ def describe_part(part: TaskPart, tokenizer: Tokenizer, seq_len: int) -> dict[st
              "records longer than seq_len": float((lengths > seq_len).mean())}
   if task.kind == "classification":
     found = [value_at(records[i], task.label, records.name(i)) for i in range(len(records))]
-    names = [value if isinstance(value, str) and value in task.labels else task.labels[int(value)] for value in found]
-    figures["labels"] = {label: names.count(label) / len(names) for label in task.labels}
+    counts = np.bincount([label_of(task, value, records.name(i)) for i, value in enumerate(found)],
+                         minlength=len(task.labels))
+    figures["labels"] = dict(zip(task.labels, (counts / len(records)).tolist()))
   return figures

@@ -52,12 +52,17 @@ class Tokenizer:
     # The text of a special token, where it stands in a document, is text.
     backend.encode_special_tokens = True
     self._backend = backend
+    self._reader = None  # Of texts that name special tokens.
     vocab = backend.get_vocab(with_added_tokens=True)
     names = [name for name in _EOS_NAMES if name in vocab]
     if not names:
       raise UserError(f"The tokenizer has no token that ends a document; it needs one of {', '.join(_EOS_NAMES)}.")
     self.eos_id = vocab[names[0]]
     self.start_id = 0 if vocab.get("<pad>") == 0 else self.eos_id
+
+  def __reduce__(self) -> tuple:
+    # A backend alone would forget in another process that the text of a special token is text.
+    return _from_json, (self.to_json(),)
 
   @property
   def size(self) -> int:
@@ -75,6 +80,7 @@ class Tokenizer:
       vocab = self._backend.get_vocab(with_added_tokens=True)
       if not any(token in vocab for token in known):
         self._backend.add_special_tokens([known[0]])
+        self._reader = None
         vocab = self._backend.get_vocab(with_added_tokens=True)
       ids[name] = next(vocab[token] for token in known if token in vocab)
     return ids
@@ -158,11 +164,11 @@ class Tokenizer:
 
   def encode_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], np.ndarray]:
     """Returns the ids of a text that names special tokens, and [ids] booleans of those within spans of characters."""
-    self._backend.encode_special_tokens = False
-    try:
-      encoding = self._backend.encode(text, add_special_tokens=False)
-    finally:
-      self._backend.encode_special_tokens = True
+    if self._reader is None:  # Apart, for another thread may be reading with the one of plain texts.
+      reader = type(self._backend).from_str(self.to_json())
+      reader.encode_special_tokens = False
+      self._reader = reader
+    encoding = self._reader.encode(text, add_special_tokens=False)
     inside = [any(start < end and begin < stop and end > start for start, stop in spans)
               for begin, end in encoding.offsets]
     return encoding.ids, np.array(inside, bool)
@@ -194,6 +200,11 @@ class Tokenizer:
     made = json.loads(self.to_json())
     made["added_tokens"] = [token for token in made["added_tokens"] if not token["special"]]
     return digest(json.dumps(made, sort_keys=True), self.eos_id)
+
+
+def _from_json(text: str) -> Tokenizer:
+  import tokenizers
+  return Tokenizer(tokenizers.Tokenizer.from_str(text))
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -52,6 +52,13 @@ OBJECTIVES = {
 _AS_TEXT = ("text_to_text", "classification", "regression", "extractive_qa", "multiple_choice")
 
 
+# Metrics that each kind of task can be measured by.
+_MEASURES = {"classification": ("accuracy", "f1", "f1_macro", "matthews"), "regression": ("pearson", "spearman"),
+             "token_classification": ("accuracy", "f1_macro", "matthews", "span_f1"), "extractive_qa": ("squad",),
+             "multiple_choice": ("accuracy", "f1", "f1_macro", "matthews"),
+             "text_to_text": ("exact_match", "accuracy", "f1_macro", "matthews", "bleu", "chrf", "rouge"), "chat": ()}
+
+
 def text_needs(config: Config) -> tuple[int, Sequence[str]]:
   """Returns the tokens of text in an example and the special tokens that an experiment's objective needs."""
   check_tasks(config)
@@ -86,6 +93,12 @@ def check_tasks(config: Config) -> None:
       if metric not in scores.SCORES:
         raise UserError(f"The task {task.name!r} of config.data.tasks has no metric {metric!r}"
                         f"{nearest(metric, scores.SCORES)}")
+      if metric not in (fitting := _MEASURES[task.kind]):
+        raise UserError(f"The task {task.name!r} of config.data.tasks has the metric {metric!r}, but those of kind "
+                        f"{task.kind} are {', '.join(fitting) or 'none'}; name others, or leave metrics out.")
+  if config.objective.task_weights and name not in ("text_to_text", "multi_task"):
+    raise UserError(f"config.objective.task_weights is {config.objective.task_weights}, which config.objective.name = "
+                    f"{name} does not read; set it to (), and config.data.weights to mix tasks otherwise.")
   if name not in ("text_to_text", "multi_task", "chat") and len(config.data.tasks) > 1:
     raise UserError(f"config.objective.name is {name}, which learns one task, but config.data.tasks has "
                     f"{len(config.data.tasks)}; set it to multi_task, with config.model.head tasks.")

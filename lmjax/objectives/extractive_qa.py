@@ -110,11 +110,12 @@ def best_answer(example: dict[str, Any], task: Task, starts: np.ndarray, ends: n
   null = _null(encoding, recipe)
   of_null = float(starts[null] + ends[null])
   inside = np.flatnonzero([sequence == 1 for sequence in encoding.sequence_ids])
-  if not len(inside):
+  if not len(inside) or inside.tolist() == [null]:
     return Found("", _NEVER, of_null)
   sums = starts[inside][:, None] + ends[inside][None]
   distance = inside[None] - inside[:, None]
   sums = np.where((distance >= 0) & (distance < task.max_answer_tokens), sums, _NEVER)
+  sums[(inside == null)[:, None] & (inside == null)] = _NEVER  # A decoder's last token may be of the text.
   first, last = (inside[i] for i in np.unravel_index(np.argmax(sums), sums.shape))
   span = text[encoding.offsets[first][0]:encoding.offsets[last][1]]
   return Found(span.strip(), float(sums.max()), of_null)

@@ -61,6 +61,18 @@ def test_the_fingerprint_of_a_tfds_data_set_tells_that_it_was_prepared_again(tmp
   assert _open(folder, validation_fraction=0.0).fingerprint != before
 
 
+def test_a_split_by_name_is_not_held_out_of_itself(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  from lmjax.data.tfds_builder import prepare_tfds
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(40)))
+  folder = prepare_tfds(str(tmp_path / "a.jsonl"), tmp_path, DataConfig(validation_fraction=0.25))
+  parts = [{row["text"] for row in _open(f"{folder}[train]", split, validation_fraction=0.2)}
+           for split in ("train", "validation")]
+  assert all(parts) and not parts[0] & parts[1]
+  whole = open_records(f"{folder}[train]", "train", DataConfig(validation_fraction=0.2), whole=True)
+  assert {row["text"] for row in whole} == parts[0] | parts[1]
+
+
 @pytest.mark.parametrize("value", [float("nan"), "inf", "three", None])
 def test_a_regression_has_a_number(value):
   with pytest.raises(UserError, match="Record 3 has score = .* which is no number"):

@@ -8,7 +8,7 @@ import pytest
 from lmjax import objectives
 from lmjax.config import UserError, base_config, from_config_dict
 from lmjax.config_checks import check_objective
-from lmjax.data import augment, mixing, pipeline
+from lmjax.data import answers, augment, mixing, pipeline
 from lmjax.data.task import KINDS
 
 LABEL = dict(name="reviews", kind="classification", text="{text}", label="label", labels=("bad", "good"))
@@ -19,7 +19,7 @@ ROWS = [dict(text=f"text {i}", label=i % 2) for i in range(40)]
 
 def config_of(task, head="sequence", data=None, model=None, **objective):
   config = base_config()
-  config.model.update(num_layers=1, embed_dim=8, num_heads=1, architecture="encoder", head=head, **(model or {}))
+  config.model.update(dict(num_layers=1, embed_dim=8, num_heads=1, architecture="encoder", head=head) | (model or {}))
   config.data.update(tokenizer="bytes", seq_len=32, tasks=(task,), **(data or {}))
   kind = task["kind"] if isinstance(task, dict) and task["kind"] in KINDS else "classification"
   config.objective.update({"name": kind, **objective})
@@ -67,6 +67,8 @@ def long(answer, **changes):
     (dict(name="reviews", kind="classification", text="{text}"), ROWS, "has no label, which kind classification needs"),
     (dict(LABEL, name="a b"), ROWS, "needs a name of letters"),
     (dict(LABEL, metrics=("acc",)), ROWS, "no metric 'acc'"),
+    (dict(LABEL, metrics=("squad",)), ROWS, "the metric 'squad', but those of kind classification are accuracy, f1"),
+    (dict(LABEL, labels=("bad",)), ROWS, "has but one label, 'bad'"),
 ])
 def test_a_wrong_classification_is_told(tmp_path, task, rows, told):
   assert told in refused(tmp_path, task, rows)
@@ -79,7 +81,8 @@ def test_a_wrong_number_is_told(tmp_path):
 
 @pytest.mark.parametrize("row,told", [
     (dict(words=["a", "b"], tags=["X"]), "needs a list of words in 'words' and one of as many labels in 'tags'"),
-    (dict(words="a b", tags=["X", "Y"]), "needs a list of words"),
+    (dict(words="a b", tags=["X", "Y"]), "has no list of words in the column 'words'"),
+    (dict(words=["a", 3], tags=["X", "Y"]), "has no list of words in the column 'words', each a text"),
 ])
 def test_wrong_words_are_told(tmp_path, row, told):
   assert told in refused(tmp_path, dict(NAMES, labels=("X", "Y")), [row] * 40, head="token")
@@ -93,6 +96,34 @@ def test_wrong_words_are_told(tmp_path, row, told):
 ])
 def test_wrong_answers_are_told(tmp_path, row, told):
   assert told in refused(tmp_path, QA, [row] * 40, head="span")
+
+
+@pytest.mark.parametrize("changes,told", [
+    (dict(answer=[5], start=[1]), "has the answer 5, which is no text"),
+    (dict(answer=["a", "b"], start=[1]), "has 2 answers but 1 starts"),
+    (dict(start="first"), "has an answer that starts at 'first', which is no number"),
+])
+def test_answers_of_other_types_are_told(tmp_path, changes, told):
+  assert told in refused(tmp_path, QA, [dict(long("ab"), **changes)] * 40, head="span")
+
+
+def test_a_start_may_be_written_as_text(tmp_path):
+  rows = [long("ab", start="39")] * 40 + [long("", start="")] * 40
+  _, data = opened(tmp_path, QA, rows, head="span")
+  assert [answer.start for answer in answers.find_answers(data.tasks[0], rows[0], "it")] == [39]
+  assert not answers.find_answers(data.tasks[0], rows[-1], "it")
+
+
+def test_a_text_whose_answer_is_written_is_one_example(tmp_path):
+  rows = [long("b" * 25)] * 40  # More than a window holds.
+  _, data = opened(tmp_path, QA, rows, head="lm", name="text_to_text", model=dict(architecture="encoder_decoder"),
+                   data=dict(validation_fraction=0.25))
+  assert (data.train.num_examples, data.eval_sets["validation"].num_examples) == (30, 10)
+
+
+def test_weights_of_tasks_that_are_not_read_are_told(tmp_path):
+  assert "task_weights is (2.0,), which config.objective.name = classification does not read" in refused(
+      tmp_path, LABEL, ROWS, task_weights=(2.0,))
 
 
 def test_an_answer_longer_than_the_task_allows_is_told(tmp_path):

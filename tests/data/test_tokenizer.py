@@ -1,3 +1,7 @@
+import pickle
+import sys
+import threading
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -44,6 +48,30 @@ def test_the_name_of_a_special_token_in_text_is_text(tokenizer):
   assert tokenizer.eos_id not in tokenizer.encode(text)
   assert tokenizer.decode(tokenizer.encode(text)) == text
   assert tokenizer.decode([tokenizer.eos_id]) == "<|endoftext|>"
+
+
+def test_a_reading_worker_encodes_alike():
+  tokenizer = byte_tokenizer()
+  tokenizer.add_special(["sep"])
+  assert pickle.loads(pickle.dumps(tokenizer)).encode("a[SEP]b") == list(b"a[SEP]b")
+
+
+def test_texts_with_special_tokens_are_read_while_another_thread_reads_plain_ones():
+  tokenizer = byte_tokenizer()
+  first = tokenizer.encode_spans("a[SEP]b", [])[0]
+  end = tokenizer.add_special(["sep"])["sep"]
+  assert first == list(b"a[SEP]b") and tokenizer.encode_spans("a[SEP]b", [])[0] == [97, end, 98]
+  made = []
+  thread = threading.Thread(target=lambda: made.extend(tuple(tokenizer.encode("[SEP]")) for _ in range(2000)))
+  interval = sys.getswitchinterval()
+  sys.setswitchinterval(1e-6)
+  try:
+    thread.start()
+    with_special = {tuple(tokenizer.encode_spans("[SEP]", [])[0]) for _ in range(2000)}
+    thread.join()
+  finally:
+    sys.setswitchinterval(interval)
+  assert with_special == {(end,)} and set(made) == {tuple(b"[SEP]")}
 
 
 def test_bpe_has_the_size_asked_for_and_compresses():

@@ -6,6 +6,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 import lmjax
 from lmjax import objectives
@@ -166,6 +167,22 @@ def test_a_span_neither_ends_before_it_starts_nor_is_too_long(found):
   ends[context + 10] = 1
   best = extractive_qa.best_answer(example, task, starts, ends, found.recipe)
   assert best.text == example["record"]["text"][6:11] and best.value == 10
+
+
+def test_a_decoder_whose_texts_have_no_end_may_tell_that_there_is_no_answer(labelled):
+  made = labelled(("gpt2", dict(head="span")), [QA], [[dict(text="ab cd", answer="cd", start=3)] * 8], seq_len=40,
+                  name="extractive_qa")
+  example, task = made.data.train[0], made.data.tasks[0]
+  # As the tokenizers of Llama frame texts: with a token before each, and none after.
+  end = made.tokenizer.names_of_special()["eos_token"]
+  framer = made.recipe.framer
+  framer._windowed.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f"{end} $A", pair=f"{end} $A {end} $B", special_tokens=[(end, made.tokenizer.eos_id)])
+  last = len(framer.windows([("which", "ab cd")])[0][0].ids) - 1
+  nothing = np.eye(40)[last] * 5
+  assert extractive_qa.best_answer(example, task, nothing, nothing, made.recipe).answer(task) == ""
+  start = np.eye(40)[last - 1] * 9
+  assert extractive_qa.best_answer(example, task, start, nothing, made.recipe).answer(task) == "cd"
 
 
 WRITE = dict(name="write", kind="text_to_text", text="{text}", target="{label}", max_target_tokens=6, prefix="say: ")
