@@ -5,7 +5,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@120
-# Trains under Slurm, from the folder of lmjax: sbatch [options] launch/slurm.sh [--dry_run] [command and flags of lmjax]
+# Trains under Slurm; from lmjax's folder: sbatch [options] launch/slurm.sh [--dry_run] [command and flags of lmjax]
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --time=1-0 launch/slurm.sh train --config=... --workdir=...
 # Options of sbatch win over the lines above. JAX gives each task of a node one of its GPUs, by number: ask for as many
 # tasks as GPUs, and not by --gpus-per-task, which hides the others. LMJAX_PLATFORM=cpu trains without GPUs.
@@ -27,7 +27,7 @@ if [[ ! -f "$repository/launch/worker.sh" ]]; then
 fi
 export LMJAX_DISTRIBUTED=auto
 # Slurm 22.05 and newer do not pass it on.
-if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
+if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
 
 run=(srun --kill-on-bad-exit=1 bash "$repository/launch/worker.sh" "${LMJAX_PLATFORM:-gpu}" "$@")
 if [[ -n "$dry_run" ]]; then

@@ -21,9 +21,11 @@ while [[ "${1:-}" == --* ]]; do
   esac
   shift
 done
-case ${1:-} in stop | logs) type=${type:-any} ;; esac
-[[ -n "$name" && -n "$zone" && -n "$type" && -n "${1:-}" ]] || fail "launch/tpu.sh needs --name, --zone, --type and a command."
-[[ "$slices" =~ ^[1-9][0-9]*$ && "$retries" =~ ^[0-9]+$ ]] || fail "--slices and --retries of launch/tpu.sh are numbers."
+case ${1:-} in stop | logs) type="${type:-any}" ;; esac
+[[ -n "$name" && -n "$zone" && -n "$type" && -n "${1:-}" ]] ||
+  fail "launch/tpu.sh needs --name, --zone, --type and a command."
+[[ "$slices" =~ ^[1-9][0-9]*$ && "$retries" =~ ^[0-9]+$ ]] ||
+  fail "--slices and --retries of launch/tpu.sh are numbers."
 [[ "${1:-}" != train || "$*" == *"workdir=gs://"* || "$*" == *"workdir gs://"* ]] ||
   fail "--workdir must be a gs:// folder on Cloud TPU, for the disks of its hosts go with them."
 case $type in  # https://cloud.google.com/tpu/docs/runtimes
@@ -32,12 +34,15 @@ case $type in  # https://cloud.google.com/tpu/docs/runtimes
   v5p-*) runtime=v2-alpha-tpuv5 ;;
   *) runtime=tpu-ubuntu2204-base ;;
 esac
-where=("--zone=$zone" ${project:+"--project=$project"})
+where=("--zone=$zone")
+if [[ -n "$project" ]]; then where+=("--project=$project"); fi
 nodes=("$name") parts=("--node-id=$name")
 if ((slices > 1)); then
   parts=("--node-count=$slices" "--node-prefix=$name") nodes=()
   for ((i = 0; i < slices; i++)); do nodes+=("$name-$i"); done
 fi
+parts+=("--accelerator-type=$type" "--runtime-version=${runtime_version:-$runtime}")
+if [[ -n "$spot" ]]; then parts+=(--spot); fi
 
 call() { if [[ -n "$dry_run" ]]; then printf '%q ' "$@" && echo; else "$@"; fi; }
 queued() { call gcloud compute tpus queued-resources "$1" "$name" "${where[@]}" "${@:2}"; }
@@ -48,7 +53,7 @@ state() { if [[ -z "$dry_run" ]]; then queued describe '--format=value(state.sta
 hold() {  # Returns once the TPU is there; fails where it is taken away before.
   local now
   if [[ -z "$(state)" ]]; then
-    queued create "${parts[@]}" "--accelerator-type=$type" "--runtime-version=${runtime_version:-$runtime}" ${spot:+--spot} || exit 1
+    queued create "${parts[@]}" || exit 1
   fi
   until now=$(state) && [[ "$now" == ACTIVE || -n "$dry_run" ]]; do
     case $now in FAILED | SUSPENDING | SUSPENDED) return 1 ;; esac
@@ -56,13 +61,16 @@ hold() {  # Returns once the TPU is there; fails where it is taken away before.
   done
 }
 begin() {
-  local node archive=${TMPDIR:-/tmp}/lmjax-$name.tar.gz
-  call bash -c "git ls-files -z | tar --null --files-from=- -czf $(printf %q "$archive")" || return
+  local unpack='rm -rf lmjax && mkdir lmjax && tar -xzf lmjax.tar.gz -C lmjax'
+  local node words archive="${TMPDIR:-/tmp}/lmjax-$name.tar.gz"
+  words=$(printf '%q ' "$@")
+  git ls-files > "$archive.list"
+  call tar --create --gzip "--file=$archive" "--files-from=$archive.list" || return
   for node in "${nodes[@]}"; do
     call gcloud compute tpus tpu-vm scp "$archive" "$node:lmjax.tar.gz" "${where[@]}" --worker=all &&
-      on "$node" all "rm -rf lmjax && mkdir lmjax && tar -xzf lmjax.tar.gz -C lmjax && bash lmjax/launch/tpu_host.sh install" || return
+      on "$node" all "$unpack && bash lmjax/launch/tpu_host.sh install" || return
   done
-  for node in "${nodes[@]}"; do on "$node" all "bash lmjax/launch/tpu_host.sh start $(printf '%q ' "$@")" || return; done
+  for node in "${nodes[@]}"; do on "$node" all "bash lmjax/launch/tpu_host.sh start $words" || return; done
 }
 
 case $1 in
@@ -79,8 +87,11 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
   fi
   now=$(state)
   if [[ "$now" == ACTIVE ]]; then
-    # 255 is a connection that broke, and the run is still there; 75 a run that was told to stop, as before a preemption.
-    case $status in 255) ;; 75) begun='' ;; *) fail "the run ended with status $status; the TPU is still held." "$status" ;; esac
+    case $status in
+      255) ;;  # A connection that broke: the run is still there.
+      75) begun='' ;;  # A run that was told to stop, as before a preemption.
+      *) fail "the run ended with status $status; the TPU is still held." "$status" ;;
+    esac
   else
     echo "lmjax: the TPU was taken away ($now); asking for it again." >&2
     begun=''

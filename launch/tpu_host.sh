@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh has a host of a TPU do: bash launch/tpu_host.sh install | start [command and flags of lmjax] | follow
+# What launch/tpu.sh has every host of a TPU do: install, start [command and flags of lmjax], or follow.
 # The run outlives the connection; beside the folder of lmjax it writes lmjax.log and, at its end, lmjax.status.
 set -euo pipefail
 
@@ -13,12 +13,12 @@ case $1 in
   start)
     rm -f ../lmjax.status
     # shellcheck disable=SC2016  # The inner shell expands it.
-    LMJAX_DISTRIBUTED=auto nohup bash -c 'status=0; bash launch/worker.sh "$@" || status=$?; echo "$status" > ../lmjax.status' \
-      run "${LMJAX_PLATFORM:-tpu}" "${@:2}" > ../lmjax.log 2>&1 < /dev/null &
+    LMJAX_DISTRIBUTED=auto nohup bash -c 'bash launch/worker.sh tpu "$@"; echo "$?" > ../lmjax.status' \
+      run "${@:2}" > ../lmjax.log 2>&1 < /dev/null &
     ;;
   follow)  # Ends with the status of the run.
     tail -n +1 -f ../lmjax.log &
-    while [[ ! -s ../lmjax.status ]]; do sleep 2; done
+    while [[ ! -s ../lmjax.status ]]; do sleep 1; done
     sleep 1.5  # For the last lines.
     kill "$!"
     exit "$(<../lmjax.status)"

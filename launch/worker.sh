@@ -1,31 +1,15 @@
 #!/usr/bin/env bash
 # What every host of a run runs: bash launch/worker.sh tpu|gpu|cpu [command and flags of lmjax]
-# Sets the platform's flags, then runs lmjax with .venv, or with the interpreter that PYTHON names.
-# Ends with lmjax's status, or with 75 where a SIGTERM has stopped the run before its end, so that whoever started it
-# can tell that from a finished one and start it again. Its standard error is kept in LMJAX_LOG, where that is set.
+# Sets the platform's flags, then becomes lmjax, by .venv or the interpreter that PYTHON names. A run that a SIGTERM has
+# stopped before its end ends with status 75 here, so that whoever started it can tell, and starts it again.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-platform=$1
-shift
-if [[ "$platform" != cpu ]]; then
+if [[ "$1" != cpu ]]; then
   # shellcheck source=/dev/null
-  source "$repository/launch/${platform}_flags.sh"
+  source "$repository/launch/$1_flags.sh"
 fi
-if [[ -z "${PYTHON:-}" && -x "$repository/.venv/bin/python" ]]; then PYTHON=$repository/.venv/bin/python; fi
+if [[ -z "${PYTHON:-}" && -x "$repository/.venv/bin/python" ]]; then PYTHON="$repository/.venv/bin/python"; fi
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
-log=${LMJAX_LOG:-$(mktemp)}
-
-"${PYTHON:-python3}" -m lmjax "$@" 2> >(tee "$log" >&2) &
-child=$!
-# A shell waits for its child before it dies of a signal; lmjax has to hear of it now.
-trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
-status=0
-wait "$child" || status=$?
-while kill -0 "$child" 2>/dev/null; do  # What ended was the waiting, by a signal.
-  status=0
-  wait "$child" || status=$?
-done
-sleep 0.5  # For tee to write what lmjax said last.
-if [[ "$status" == 0 ]] && grep -q 'Interrupted after step' "$log"; then status=75; fi
-exit "$status"
+export LMJAX_INTERRUPTED_STATUS=${LMJAX_INTERRUPTED_STATUS:-75}
+exec "${PYTHON:-python3}" -m lmjax "${@:2}"

@@ -6,6 +6,9 @@ Goes on from the last checkpoint where --workdir has one.
   lmjax train --config=experiments/gpt2.py:124M --workdir=runs/gpt2 --config.optim.learning_rate=3e-4
 """
 
+import os
+import sys
+
 from absl import flags
 
 from lmjax.commands import experiment
@@ -22,4 +25,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
   config = experiment.read_config(flag_values)
   from lmjax import train
-  train.train_and_evaluate(config, flag_values.workdir)
+  result = train.train_and_evaluate(config, flag_values.workdir)
+  # What starts runs again on its own, as launch/worker.sh is used by, must tell a stopped one from a finished one.
+  if result["status"] == "interrupted":
+    sys.exit(int(os.environ.get("LMJAX_INTERRUPTED_STATUS", 0)))
