@@ -54,7 +54,8 @@ class Slurm:
   def wait(self, what, condition, log):
     deadline = time.monotonic() + 240
     while not condition():
-      assert time.monotonic() < deadline, f"{what}\n{log.read_text()[-3000:] if log.exists() else ''}"
+      assert time.monotonic() < deadline, "\n".join(
+          [what, self.call("scontrol", "show", "job"), log.read_text()[-3000:] if log.exists() else ""])
       time.sleep(0.5)
 
 

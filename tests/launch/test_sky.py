@@ -6,7 +6,8 @@ yaml = pytest.importorskip("yaml")
 
 
 @pytest.mark.parametrize("kind, shown", [
-    ("gpu", {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8482", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}),
+    ("gpu", {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8482", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1",
+             "JAX_PLATFORMS": "cuda,cpu"}),
     ("tpu", {"LMJAX_DISTRIBUTED": "auto", "JAX_PLATFORMS": "tpu,cpu"})])
 def test_each_node_finds_the_others(platform, root, kind, shown):
   task = yaml.safe_load((root / "launch/sky.yaml").read_text())

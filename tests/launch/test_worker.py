@@ -8,7 +8,7 @@ from lmjax.commands import cli
 
 @pytest.mark.parametrize("platform_name, shown", [
     ("tpu", {"JAX_PLATFORMS": "tpu,cpu"}), ("cpu", {}),
-    ("gpu", {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=true --xla_mine=1"})])
+    ("gpu", {"JAX_PLATFORMS": "cuda,cpu", "XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=true --xla_mine=1"})])
 def test_a_worker_sets_the_flags_of_its_platform(platform, root, platform_name, shown):
   python = platform.add("trained", "sys.exit(5)")
   flags = {"XLA_FLAGS": "--xla_mine=1"} if platform_name == "gpu" else {}
