@@ -53,6 +53,7 @@ state() { if [[ -z "$dry_run" ]]; then queued describe '--format=value(state.sta
 hold() {  # Returns once the TPU is there; fails where it is taken away before.
   local now
   if [[ -z "$(state)" ]]; then
+    begun=''
     queued create "${parts[@]}" || exit 1
   fi
   until now=$(state) && [[ "$now" == ACTIVE || -n "$dry_run" ]]; do
@@ -61,10 +62,13 @@ hold() {  # Returns once the TPU is there; fails where it is taken away before.
   done
 }
 begin() {
-  local unpack='rm -rf lmjax && mkdir lmjax && tar -xzf lmjax.tar.gz -C lmjax'
+  # shellcheck disable=SC2016  # The host expands it.
+  local busy='{ kill -0 "$(<lmjax.pid)"; } 2> /dev/null'
+  local unpack="if $busy; then echo 'lmjax: error: a run still goes on here.' >&2; exit 1; fi; rm -rf lmjax"
+  unpack+=" && mkdir lmjax && tar -xzf lmjax.tar.gz -C lmjax"
   local node words archive="${TMPDIR:-/tmp}/lmjax-$name.tar.gz"
   words=$(printf '%q ' "$@")
-  git ls-files > "$archive.list"
+  git ls-files > "$archive.list" || fail "launch/tpu.sh copies what git knows of lmjax's folder, and git fails." 1
   call tar --create --gzip "--file=$archive" "--files-from=$archive.list" || return
   for node in "${nodes[@]}"; do
     call gcloud compute tpus tpu-vm scp "$archive" "$node:lmjax.tar.gz" "${where[@]}" --worker=all &&
@@ -85,18 +89,16 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
     follow || status=$?
     [[ -z "$dry_run" && "$status" != 0 ]] || exit 0
   fi
+  sleep "${LMJAX_POLL_S:-30}"  # A preemption shows in the run before it shows in the state.
   now=$(state)
-  if [[ "$now" == ACTIVE ]]; then
-    case $status in
-      255) ;;  # A connection that broke: the run is still there.
-      75) begun='' ;;  # A run that was told to stop, as before a preemption.
-      *) fail "the run ended with status $status; the TPU is still held." "$status" ;;
-    esac
-  else
-    echo "lmjax: the TPU was taken away ($now); asking for it again." >&2
-    begun=''
-    queued delete --quiet --force || true
-  fi
-  sleep "${LMJAX_POLL_S:-30}"
+  case $now:$status in
+    FAILED:* | SUSPENDING:* | SUSPENDED:*)
+      echo "lmjax: the TPU was taken away ($now); asking for it again." >&2
+      begun=''
+      queued delete --quiet --force || true ;;
+    ACTIVE:75) begun='' ;;  # A run that was told to stop, as before a preemption.
+    ACTIVE:255 | :* | *:255) ;;  # A connection that broke: the run may still be there.
+    ACTIVE:*) fail "the run ended with status $status; the TPU is still held." "$status" ;;
+  esac
 done
-fail "the TPU was lost more than --retries=$retries times." 1
+fail "the TPU was lost, or could not be reached, more than --retries=$retries times." 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What launch/tpu.sh has every host of a TPU do: install, start [command and flags of lmjax], or follow.
-# The run outlives the connection; beside the folder of lmjax it writes lmjax.log and, at its end, lmjax.status.
+# The run outlives the connection; beside lmjax's folder are lmjax.log, lmjax.pid and, at its end, lmjax.status.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,6 +15,7 @@ case $1 in
     # shellcheck disable=SC2016  # The inner shell expands it.
     LMJAX_DISTRIBUTED=auto nohup bash -c 'bash launch/worker.sh tpu "$@"; echo "$?" > ../lmjax.status' \
       run "${@:2}" > ../lmjax.log 2>&1 < /dev/null &
+    echo "$!" > ../lmjax.pid
     ;;
   follow)  # Ends with the status of the run.
     tail -n +1 -f ../lmjax.log &

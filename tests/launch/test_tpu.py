@@ -1,5 +1,6 @@
 """Cloud TPU, by a stand-in for gcloud whose hosts are folders of this machine."""
 
+import os
 import shlex
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_tpu_lost_before_it_was_there_is_asked_for_again(launch, platform):
 def test_the_retries_have_an_end(launch, platform):
   done = launch(*FLAGS, "--retries=2", *TRAIN, states="SUSPENDED")
   assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
-      "lmjax: error: the TPU was lost more than --retries=2 times.")
+      "lmjax: error: the TPU was lost, or could not be reached, more than --retries=2 times.")
   assert asked(platform) == ["delete"] * 3
 
 
@@ -110,6 +111,11 @@ def test_a_run_that_fails_is_not_run_again(launch, platform):
 
 def test_a_broken_connection_leaves_the_run_alone(launch, platform):
   assert launch(*FLAGS, *TRAIN, statuses="255,0").returncode == 0
+  assert asked(platform) == ["copy", "install", "start", "follow", "follow"]
+
+
+def test_a_state_that_cannot_be_read_deletes_nothing(launch, platform):
+  assert launch(*FLAGS, *TRAIN, states="ACTIVE,ACTIVE,,ACTIVE", statuses="255,0").returncode == 0
   assert asked(platform) == ["copy", "install", "start", "follow", "follow"]
 
 
@@ -157,6 +163,11 @@ def test_the_hosts_install_run_and_tell(platform, root):
   assert argv == ["-m", "lmjax", *TRAIN, "--config.data.source=it's two words"]
   assert environment == {"LMJAX_DISTRIBUTED": "auto", "JAX_PLATFORMS": "tpu,cpu", "LMJAX_INTERRUPTED_STATUS": "75",
                          "PYTHONPATH": str(platform.folder / "a" / "lmjax")}
+  # A second run beside one that goes on would take its TPU, and its code away.
+  (platform.folder / "a" / "lmjax.pid").write_text(str(os.getpid()))
+  done = platform.run("launch/tpu.sh", *FLAGS, "--retries=0", *TRAIN)
+  assert done.returncode == 1 and "lmjax: error: a run still goes on here." in done.stderr
+  assert (platform.folder / "a" / "lmjax").is_dir()
   installed = [call[1] for call in platform.calls if call[0] == "python3"][-1]
   assert installed[-3:] == ["-c", "constraints.txt", ".[tpu]"]
   assert (platform.folder / "a/lmjax/experiments/debug.py").read_text() == (root / "experiments/debug.py").read_text()
