@@ -60,14 +60,24 @@ _NOT_YET = ("stage", "context")
 
 
 def join_processes() -> None:
-  """Joins the processes of a run that spans hosts; does nothing where there is one.
+  """Joins the processes of a run that spans hosts; does nothing where the environment asks for nothing.
 
-  JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
+  Either of two things in the environment asks:
+
+  - JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID name the processes.
+    This works anywhere, and wins over what follows.
+  - LMJAX_DISTRIBUTED=auto leaves it to `jax.distributed.initialize()`, which knows Cloud TPU (also several slices and
+    GKE), Slurm, Open MPI, and Kubernetes jobs where the `kubernetes` package is installed. It has to be asked for: a
+    shell within a Slurm job, or one host of a TPU slice, would else wait for processes that nobody has started.
+
+  Raises:
+    UserError: where some of the three are missing or no numbers, where LMJAX_DISTRIBUTED is something else, and where
+      JAX finds none of these clusters.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   missing = [name for name in names if name not in os.environ]
   if len(missing) == len(names):
-    return
+    return _join_found_processes()
   if missing:
     raise UserError(f"The environment has some of {', '.join(names)} but not {' and '.join(missing)}; set all or none.")
   address, count, index = (os.environ[name] for name in names)
@@ -75,6 +85,19 @@ def join_processes() -> None:
     raise UserError(f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID is {index!r}, but they must be a number and "
                     "one of 0 to that number less 1.")
   jax.distributed.initialize(address, int(count), int(index))
+
+
+def _join_found_processes() -> None:
+  wanted = os.environ.get("LMJAX_DISTRIBUTED", "")
+  if wanted not in ("", "auto"):
+    raise UserError(f"LMJAX_DISTRIBUTED is {wanted!r}, but it must be 'auto', or not set.")
+  if not wanted:
+    return
+  try:
+    jax.distributed.initialize()
+  except ValueError as e:  # It found nothing to fill its arguments from.
+    raise UserError("LMJAX_DISTRIBUTED is 'auto', but JAX finds no cluster that it knows here; set "
+                    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID instead.") from e
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -100,3 +100,41 @@ def test_constrain_does_nothing_without_a_mesh():
 
 def test_every_mesh_axis_has_a_setting():
   assert {f.name for f in dataclasses.fields(MeshConfig)} == set(partitioning.MESH_AXES)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  """Returns a function from environment variables to what jax.distributed.initialize was called with."""
+  def joined(environment, fails=None):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "LMJAX_DISTRIBUTED"):
+      monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+      monkeypatch.setenv(name, value)
+    calls = []
+
+    def initialize(*args):
+      calls.append(args)
+      if fails:
+        raise fails
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    partitioning.join_processes()
+    return calls
+  return joined
+
+
+NAMED = dict(JAX_COORDINATOR_ADDRESS="host:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1")
+
+
+@pytest.mark.parametrize("environment, calls", [
+    ({}, []), (dict(SLURM_JOB_ID="7", SLURM_NTASKS="2"), []), (dict(LMJAX_DISTRIBUTED=""), []),
+    (dict(LMJAX_DISTRIBUTED="auto"), [()]), (NAMED, [("host:1", 2, 1)]),
+    (dict(LMJAX_DISTRIBUTED="auto", **NAMED), [("host:1", 2, 1)])])
+def test_processes_are_joined_only_where_the_environment_asks(joined, environment, calls):
+  assert joined(environment) == calls
+
+
+def test_what_cannot_join_processes_is_told(joined):
+  with pytest.raises(UserError, match="LMJAX_DISTRIBUTED is 'yes', but it must be 'auto'"):
+    joined(dict(LMJAX_DISTRIBUTED="yes"))
+  with pytest.raises(UserError, match="JAX finds no cluster that it knows here; set JAX_COORDINATOR_ADDRESS"):
+    joined(dict(LMJAX_DISTRIBUTED="auto"), fails=ValueError("coordinator_address should be defined."))

@@ -1,6 +1,7 @@
 """What the commands share: finding the one asked for, its flags, and how mistakes are told.
 
-Exit status: 0 done, 1 something failed, 2 the request was wrong, 130 interrupted.
+Exit status: 0 done, 1 something failed, 2 the request was wrong, 130 interrupted. A run that a signal has stopped, its
+state saved, ends with 0, or with what LMJAX_INTERRUPTED_STATUS says.
 """
 
 import errno

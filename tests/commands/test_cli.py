@@ -123,7 +123,7 @@ def test_a_wrong_request_is_one_sentence_and_2(argv, message, capsys):
 
 
 def test_train(library, config):
-  calls = library("train", "train_and_evaluate", {})
+  calls = library("train", "train_and_evaluate", {"status": "finished"})
   assert cli.run(["train", config, "--workdir=w", "--config.seed=3"]) == 0
   [((experiment, workdir), _)] = calls
   assert experiment.train.num_steps == 10 and experiment.seed == 3 and workdir == "w"

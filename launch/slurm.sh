@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=lmjax
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@120
+# Trains under Slurm; from lmjax's folder: sbatch [options] launch/slurm.sh [--dry_run] [command and flags of lmjax]
+#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --time=1-0 launch/slurm.sh train --config=... --workdir=...
+# Options of sbatch win over the lines above. JAX gives each task of a node one of its GPUs, by number: ask for as many
+# tasks as GPUs, and not by --gpus-per-task, which hides the others. LMJAX_PLATFORM=cpu trains without GPUs.
+#
+# Two minutes before the time limit, and when it is preempted, Slurm sends SIGTERM to the tasks; they save and end, and
+# the job is queued again under the same number. It goes on from its last checkpoint, as it does when a node fails.
+set -euo pipefail
+
+dry_run=
+if [[ "${1:-}" == --dry_run ]]; then
+  dry_run=1
+  shift
+fi
+# Slurm runs a copy of this script; where it was submitted is where the code is.
+repository=${SLURM_SUBMIT_DIR:-$PWD}
+if [[ ! -f "$repository/launch/worker.sh" ]]; then
+  echo "lmjax: error: $repository is not the folder of lmjax; submit launch/slurm.sh from there." >&2
+  exit 2
+fi
+export LMJAX_DISTRIBUTED=auto
+# Slurm 22.05 and newer do not pass it on.
+if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
+
+run=(srun --kill-on-bad-exit=1 bash "$repository/launch/worker.sh" "${LMJAX_PLATFORM:-gpu}" "$@")
+if [[ -n "$dry_run" ]]; then
+  printf '%q ' LMJAX_DISTRIBUTED=auto "${run[@]}"
+  echo
+  exit
+fi
+status=0
+"${run[@]}" || status=$?
+if [[ "$status" == 75 ]]; then  # Stopped before its end.
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

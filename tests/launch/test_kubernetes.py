@@ -1,0 +1,99 @@
+"""The manifests that kubernetes.sh makes are JobSets, and say what was asked for."""
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+
+TPU = ("--name=a", "--image=registry/lmjax:1", "--accelerator=tpu-v5-lite-podslice", "--topology=4x8", "--slices=2")
+GPU = ("--name=a", "--image=registry/lmjax:1", "--accelerator=nvidia-h100-80gb", "--hosts=3", "--retries=4")
+# What jobset.x-k8s.io/v1alpha2 has and must have, by api/jobset/v1alpha2/jobset_types.go; the rest is Kubernetes' own.
+FIELDS = {
+    "spec": ({"replicatedJobs", "network", "successPolicy", "failurePolicy", "startupPolicy", "suspend", "coordinator",
+              "managedBy", "ttlSecondsAfterFinished", "volumeClaimPolicies"}, set()),
+    "network": ({"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"}, set()),
+    "failurePolicy": ({"maxRestarts", "restartStrategy", "rules"}, set()),
+    "job": ({"name", "groupName", "template", "replicas", "dependsOn"}, {"name", "template"}),
+    "jobSpec": ({"parallelism", "completions", "completionMode", "backoffLimit", "template"}, {"template"}),
+    "podSpec": ({"restartPolicy", "terminationGracePeriodSeconds", "nodeSelector", "tolerations", "containers",
+                 "volumes"}, {"containers", "restartPolicy"}),
+    "container": ({"name", "image", "command", "args", "env", "ports", "resources", "volumeMounts"}, {"name", "image"}),
+}
+
+
+def assert_fields(kind, found):
+  allowed, required = FIELDS[kind]
+  assert required <= set(found) <= allowed, kind
+
+
+@pytest.fixture
+def launch(platform):
+  """Returns a function that runs kubernetes.sh."""
+  def launch(*argv):
+    platform.add("kubectl", reads=True)
+    return platform.run("launch/kubernetes.sh", *argv)
+  return launch
+
+
+@pytest.fixture
+def pod_of(launch, platform):
+  """Returns a function from flags to (spec, job, pod, container) of the manifest, which it checks."""
+  def pod_of(*flags):
+    done = launch(*flags, "--dry_run", "train", "--workdir=gs://b/it's", "--a=$(HOME) & {{NAME}}: b")
+    assert done.returncode == 0 and platform.calls == [], done.stderr
+    manifest = yaml.safe_load(done.stdout)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert manifest["metadata"]["name"] == manifest["spec"]["network"]["subdomain"] == "a"
+    spec = manifest["spec"]
+    (job,) = spec["replicatedJobs"]
+    job_spec = job["template"]["spec"]
+    pod = job_spec["template"]["spec"]
+    (container,) = pod["containers"]
+    for kind, found in (("spec", spec), ("network", spec["network"]), ("failurePolicy", spec["failurePolicy"]),
+                        ("job", job), ("jobSpec", job_spec), ("podSpec", pod), ("container", container)):
+      assert_fields(kind, found)
+    assert job_spec["parallelism"] == job_spec["completions"] and job_spec["completionMode"] == "Indexed"
+    # Any pod that fails fails its job, and with it all of them start anew.
+    assert job_spec["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
+    assert container["image"] == "registry/lmjax:1"
+    # Kubernetes makes $$( a plain $(.
+    assert container["args"] == ["train", "--workdir=gs://b/it's", "--a=$$(HOME) & {{NAME}}: b"]
+    return spec, job, pod, container
+  return pod_of
+
+
+def test_one_job_a_slice_of_as_many_hosts_as_its_shape_has(pod_of):
+  spec, job, pod, container = pod_of(*TPU)
+  assert job["replicas"] == 2 and job["template"]["spec"]["completions"] == 8
+  assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+                                 "cloud.google.com/gke-tpu-topology": "4x8"}
+  assert container["resources"]["limits"] == {"google.com/tpu": 4}
+  assert container["command"][-1] == "tpu" and container["env"] == [{"name": "LMJAX_DISTRIBUTED", "value": "auto"}]
+  assert spec["failurePolicy"]["maxRestarts"] == 10
+
+
+def test_the_pods_of_gpus_name_the_first_as_it_is_called(pod_of):
+  spec, job, pod, container = pod_of(*GPU)
+  assert job["replicas"] == 1 and job["template"]["spec"]["completions"] == 3
+  assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+  assert container["resources"]["limits"] == {"nvidia.com/gpu": 8} and container["command"][-1] == "gpu"
+  assert spec["failurePolicy"]["maxRestarts"] == 4
+  values = {variable["name"]: variable.get("value") for variable in container["env"]}
+  # JobSet names a pod JOBSET-JOB-INDEX-POD, within the subdomain.
+  assert values == {"JAX_COORDINATOR_ADDRESS": f"a-{job['name']}-0-0.a:8482", "JAX_NUM_PROCESSES": "3",
+                    "JAX_PROCESS_ID": None}
+
+
+def test_what_a_dry_run_prints_is_what_is_applied(launch, platform):
+  printed = launch(*TPU, "--dry_run", "train").stdout
+  assert launch(*TPU, "train").returncode == 0
+  assert platform.calls == [["kubectl", ["apply", "-f", "-"], {}, printed]]
+  assert "{{" not in printed
+
+
+@pytest.mark.parametrize("argv, says", [
+    (TPU, "a command"), ((*TPU[:3], "train"), "--topology="), ((*TPU, "--name=A_b", "train"), "--name=A_b"),
+    ((*GPU, "--hosts=x", "train"), "are numbers"), ((*GPU, "--gpus=8", "train"), "no flag --gpus=8")])
+def test_what_cannot_work_is_refused(launch, platform, argv, says):
+  done = launch(*argv)
+  assert done.returncode == 2 and platform.calls == []
+  assert done.stderr.startswith("lmjax: error: ") and says in done.stderr and done.stderr.count("\n") == 1
