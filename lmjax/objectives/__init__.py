@@ -99,6 +99,9 @@ def check_tasks(config: Config) -> None:
   if config.objective.task_weights and name not in ("text_to_text", "multi_task"):
     raise UserError(f"config.objective.task_weights is {config.objective.task_weights}, which config.objective.name = "
                     f"{name} does not read; set it to (), and config.data.weights to mix tasks otherwise.")
+  if config.objective.label_smoothing and name in ("regression", "extractive_qa"):
+    raise UserError(f"config.objective.label_smoothing is {config.objective.label_smoothing}, but "
+                    f"config.objective.name = {name} has no labels to spread it over; set it to 0.")
   if name not in ("text_to_text", "multi_task", "chat") and len(config.data.tasks) > 1:
     raise UserError(f"config.objective.name is {name}, which learns one task, but config.data.tasks has "
                     f"{len(config.data.tasks)}; set it to multi_task, with config.model.head tasks.")

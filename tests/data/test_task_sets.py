@@ -126,6 +126,11 @@ def test_weights_of_tasks_that_are_not_read_are_told(tmp_path):
       tmp_path, LABEL, ROWS, task_weights=(2.0,))
 
 
+def test_a_smoothing_that_is_not_read_is_told(tmp_path):
+  assert "label_smoothing is 0.1, but config.objective.name = extractive_qa has no labels" in refused(
+      tmp_path, QA, [long("ab")] * 40, head="span", label_smoothing=0.1)
+
+
 def test_an_answer_longer_than_the_task_allows_is_told(tmp_path):
   told = refused(tmp_path, dict(QA, max_answer_tokens=3), [long("bbbb")] * 40, head="span")
   assert "of 4 tokens, longer than the 3 of the task's max_answer_tokens" in told
