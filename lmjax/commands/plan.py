@@ -15,7 +15,6 @@ from absl import flags
 
 from lmjax.commands import experiment
 from lmjax.config import UserError
-from lmjax.config_checks import Refused
 
 REQUIRED = ("config", "topology")
 POSITIONAL = None
@@ -39,6 +38,7 @@ def main(flag_values: flags.FlagValues) -> None:
   os.environ["JAX_PLATFORMS"] = "cpu"  # The machines are described; nothing runs on what is here.
   config = experiment.read_config(flag_values)
   from lmjax import finetune, plan
+  from lmjax.config_checks import Refused
   from lmjax.plan import search
   from lmjax.plan.topologies import parse_topology
   topologies = [parse_topology(name) for name in flag_values.topology or [""]]

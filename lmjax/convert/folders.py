@@ -145,6 +145,10 @@ def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any
   settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_id if tokenizer else None}
   if source and (source / _NAMES).exists():
     settings |= read_json(source / _NAMES)
+  if tokenizer and (model.cfg.architecture, model.cfg.head) == ("decoder", "sequence"):
+    # It reads the last token that is not this one, which must not be the one that ends a text.
+    pad = tokenizer.add_special(["pad"])["pad"]
+    settings |= {"pad_token_id": pad} if pad < model.cfg.vocab_size else {}
   pooled = model.cfg.head == "pooled"
   if pooled:
     settings["architectures"] = [base_class(family)]
@@ -314,9 +318,10 @@ def _workdir_config(path: epath.Path, raw: dict) -> Config:
 
 def _save_tokenizer(tokenizer: Any, folder: epath.Path, cfg: ModelConfig) -> None:
   tokenizer.save(folder / _TOKENIZER)
-  # What pads is masked, so that any token serves.
+  names = tokenizer.names_of_special()
+  # What pads is masked, so that the token that ends a text serves as well.
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-              **tokenizer.names_of_special(), "pad_token": tokenizer.names_of_special()["eos_token"]}
+              "pad_token": names["eos_token"], **names}
   if cfg.token_types > 1:
     settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
   (folder / _TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")

@@ -55,7 +55,7 @@ def rendered(messages: Sequence[Mapping[str, str]], template: str, special: Mapp
   import jinja2
   try:
     return _compiled(template).render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
-  except jinja2.TemplateError as e:
+  except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as e:
     raise UserError(f"The chat template of the tokenizer's folder does not take the messages ({e}); mend one of "
                     "them.") from e
 

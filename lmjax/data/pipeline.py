@@ -138,9 +138,9 @@ def _open_tasks(config: Config, special_tokens: Sequence[str]) -> Data:
   make = functools.partial(task_sets.make_part, framer=framer)
   numbers = tuple(range(len(trained)))
   train = task_sets.TaskSet("train", tuple(make(task, records) for task, records in trained), numbers, length)
-  sets = {}
+  sets, made = {}, functools.partial(make, training=False)
   for entry in config.eval.sets:
-    for name, (index, part) in task_sets.eval_parts(entry, config, trained, make).items():
+    for name, (index, part) in task_sets.eval_parts(entry, config, trained, made).items():
       _refuse_twice(name, sets)
       sets[name] = task_sets.TaskSet(name, (part,), (index,), length)
   return Data(tokenizer, train, sets, tuple(task for task, _ in trained))

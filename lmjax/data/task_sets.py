@@ -50,7 +50,8 @@ class TaskPart:
     example = {"record": self.records[record], "where": self.records.name(record)}
     if self.windows is None:
       return example
-    return {**example, "of": record, "window": index - int(self._ends[record] - self.windows[record])}
+    windows = int(self.windows[record])
+    return {**example, "of": record, "window": index - int(self._ends[record]) + windows, "windows": windows}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,13 +181,14 @@ def _with_labels(task: Task, records: Records) -> Task:
   return dataclasses.replace(task, labels=labels)
 
 
-def make_part(task: Task, records: Records, framer: Framer | None) -> TaskPart:
+def make_part(task: Task, records: Records, framer: Framer | None, training: bool = True) -> TaskPart:
   """Returns the part of a set that some records make.
 
   Args:
     task: with its labels found.
     records: of the set.
     framer: cuts the long texts of extractive_qa; None where its answers are written, and texts are not cut in windows.
+    training: whether an answer that is too long is refused; in an evaluation it counts as one that is not found.
 
   Raises:
     UserError: for a label that the task does not have, a question that leaves no room for its text, or an answer that
@@ -205,7 +207,9 @@ def make_part(task: Task, records: Records, framer: Framer | None) -> TaskPart:
       raise UserError(f"{records.name(start + e.args[0])} has a question that takes more than half of the "
                       f"{framer.length} tokens of config.data.seq_len; make that larger.") from e
     for i, encodings in zip(numbers, made):
-      check_answers(task, find_answers(task, records[i], records.name(i)), encodings, records.name(i))
+      answers = find_answers(task, records[i], records.name(i))
+      if training:
+        check_answers(task, answers, encodings, records.name(i))
       windows.append(len(encodings))
   return TaskPart(task, records, np.array(windows))
 

@@ -21,7 +21,8 @@ _EOS_NAMES = (EOS, "</s>", "<eos>", "<|end_of_text|>", "<|end▁of▁sentence|>"
 _BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
 
 # What the special tokens that objectives need are called; one that is missing is added by its first name.
-_NAMES = {"mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>", "<cls>"), "sep": ("[SEP]", "</s>", "<sep>"),
+_NAMES = {"pad": ("<pad>", "[PAD]"), "mask": ("[MASK]", "<mask>"),
+          "cls": ("[CLS]", "<s>", "<cls>"), "sep": ("[SEP]", "</s>", "<sep>"),
           "R": ("[R]", "[NLU]"), "S": ("[S]", "[S2S]"), "X": ("[X]", "[NLG]")}
 
 # How text is split before merging, after GPT-2 and its successors: a word takes along the one character before it (a
@@ -176,7 +177,7 @@ class Tokenizer:
   def names_of_special(self) -> dict[str, str]:
     """Returns the special tokens that there are by transformers' names: eos_token, and of others those it has."""
     vocab = self._backend.get_vocab(with_added_tokens=True)
-    named = {"bos_token": _BOS_NAMES, **{f"{name}_token": _NAMES[name] for name in ("mask", "cls", "sep")}}
+    named = {"bos_token": _BOS_NAMES, **{f"{name}_token": _NAMES[name] for name in ("pad", "mask", "cls", "sep")}}
     found = {name: [token for token in tokens if token in vocab][:1] for name, tokens in named.items()}
     return {"eos_token": self._backend.id_to_token(self.eos_id)} | {name: tokens[0] for name, tokens in found.items()
                                                                    if tokens}

@@ -11,6 +11,7 @@ end and have no more than `max_answer_tokens`, over all windows; there is none w
 sum is larger than that.
 """
 
+import collections
 from typing import Any, Mapping, NamedTuple
 
 import jax
@@ -70,7 +71,11 @@ def predict(made: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
 
 def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, np.ndarray],
           recipe: Recipe) -> dict[str, float]:
-  """Returns the task's metrics over the records that some examples are windows of."""
+  """Returns the task's metrics over the records whose windows are all among some examples."""
+  seen = collections.Counter(example["of"] for example in examples)
+  whole = [i for i, example in enumerate(examples) if seen[example["of"]] == example["windows"]]
+  examples = [examples[i] for i in whole]
+  predictions = {name: values[whole] for name, values in predictions.items()}
   best: dict[int, Found] = {}
   for example, starts, ends in zip(examples, predictions["starts"], predictions["ends"]):
     found = best_answer(example, task, starts, ends, recipe)

@@ -9,6 +9,7 @@ what is written is the name of the label, a number in steps of 0.2, or the answe
 lambda_t, the loss is the sum over tasks of lambda_t times the mean over the task's tokens in the batch.
 """
 
+import math
 import re
 from typing import Any, Mapping
 
@@ -148,21 +149,24 @@ def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, 
           recipe: Recipe) -> dict[str, float]:
   """Returns the metrics of what was written: those of the labels where the task has labels."""
   written = [recipe.tokenizer.decode(_until(row, recipe.eos_id)).strip() for row in predictions["tokens"]]
-  expected = [target_text(task, example).strip() for example in examples]
   if task.kind == "extractive_qa":
     answers = [[answer.text for answer in find_answers(task, example["record"], example["where"])]
                for example in examples]
     return scores.scores(task.measured, ["" if text == NO_ANSWER else text for text in written], answers)
   if task.kind == "regression":
-    return scores.scores(task.measured, [_number(text) for text in written], [float(text) for text in expected])
+    true = [number_of(task, value_at(example["record"], task.label, example["where"]), example["where"])
+            for example in examples]
+    return scores.scores(task.measured, [_number(text) for text in written], true)
   if task.kind in ("classification", "multiple_choice"):
-    names = _names(task)
-    true = [names.index(text) for text in expected]
+    # As they come out of a tokenizer, which may have them in lower case.
+    names = [recipe.tokenizer.decode(recipe.tokenizer.encode(name)).strip() for name in _names(task)]
+    true = [label_of(task, value_at(example["record"], task.label, example["where"]), example["where"])
+            for example in examples]
     # What is no label counts as a wrong one.
     wrong = [(label + 1) % len(names) for label in true]
     guessed = [names.index(text) if text in names else other for text, other in zip(written, wrong)]
     return scores.scores(task.measured, guessed, true)
-  return scores.scores(task.measured, written, expected)
+  return scores.scores(task.measured, written, [target_text(task, example).strip() for example in examples])
 
 
 def _until(row: np.ndarray, eos_id: int) -> np.ndarray:
@@ -172,6 +176,7 @@ def _until(row: np.ndarray, eos_id: int) -> np.ndarray:
 
 def _number(text: str) -> float:
   try:
-    return float(text)
+    number = float(text)
   except ValueError:
     return 0.0
+  return number if math.isfinite(number) else 0.0

@@ -4,6 +4,7 @@ Words are joined by spaces. The first token of a word is the one that is labelle
 over words. What does not fit into data.seq_len is left out, of the metrics too.
 """
 
+import itertools
 from typing import Any, Mapping
 
 import jax
@@ -62,5 +63,6 @@ def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, 
     true.append([task.labels[numbers[word]] for word in places])
   names = task.measured
   of_words = [name for name in names if name != "span_f1"]
-  values = scores.scores(of_words, sum(guessed, []), sum(true, []))
+  flat = [list(itertools.chain.from_iterable(labels)) for labels in (guessed, true)]
+  values = scores.scores(of_words, *flat)
   return values | (scores.scores(["span_f1"], guessed, true) if "span_f1" in names else {})

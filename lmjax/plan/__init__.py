@@ -7,7 +7,6 @@ other devices takes at peak rate, each alone (Williams et al. 2009, Roofline).
 
 import dataclasses
 import math
-import pickle
 import re
 import time
 from typing import Any
@@ -241,7 +240,9 @@ def _bounds(config: Config, topology: Topology, by_kind: dict[str, float],
 
 
 def save(config: Config, topology: Topology, path: str) -> None:
-  """Writes the compiled step for `jax.experimental.serialize_executable` to load on the machine.
+  """Writes the compiled step, the first of what `jax.experimental.serialize_executable.deserialize_and_load` takes.
+
+  The other two are the trees of `lower`'s arguments and results, which the machine makes again from the experiment.
 
   Raises:
     Refused: where the compiler of that machine cannot write its programs.
@@ -251,9 +252,9 @@ def save(config: Config, topology: Topology, path: str) -> None:
   setup = train.build(config, partitioning.make_mesh(config.mesh, described_devices(topology)))
   compiled = lower(setup, abstract_batch(config, setup.mesh)).compile({} if topology.is_tpu else _UNTIMED)
   try:
-    program = serialize_executable.serialize(compiled)
+    program, _, _ = serialize_executable.serialize(compiled)
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as e:
     raise Refused(f"The compiler for {topology.name} does not write its programs ({str(e).splitlines()[0]}); leave out "
                   "--save.") from e
   with open(path, "wb") as file:
-    pickle.dump(program, file)
+    file.write(program)

@@ -125,8 +125,8 @@ def test_a_wrong_request_is_one_sentence_and_2(argv, message, capsys):
 def test_train(library, config):
   calls = library("train", "train_and_evaluate", {"status": "finished"})
   assert cli.run(["train", config, "--workdir=w", "--config.seed=3"]) == 0
-  [((experiment, workdir), _)] = calls
-  assert experiment.train.num_steps == 10 and experiment.seed == 3 and workdir == "w"
+  [((experiment, workdir, profile), _)] = calls
+  assert experiment.train.num_steps == 10 and experiment.seed == 3 and workdir == "w" and profile is None
 
 
 def test_eval_prints_a_table_and_json(library, capsys):

@@ -117,6 +117,22 @@ def test_transformers_reads_texts_and_labels_alike(folder, tmp_path):
   np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_transformers_reads_the_same_token_of_a_decoder(folder, tmp_path):
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  gpt2 = {**families.debug(families.preset("gpt2")), "head": "sequence", "architecture": "decoder", "token_types": 0,
+          "pooler": "none", "head_transform": False, "head_bias": False, "embedding_norm": False, "embedding_dim": None}
+  run(folder, "decoder", "classification", **{f"model__{name}": value for name, value in gpt2.items()})
+  convert.convert(folder / "decoder", tmp_path / "hf")
+  reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+  theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+  model, params = lmjax.load(folder / "decoder")
+  batch = reader(["red cat", "a new blue dog house"], padding=True, return_tensors="pt")
+  with torch.no_grad():
+    expected = theirs(**batch).logits.numpy()
+  logits = model.apply({"params": params}, batch["input_ids"].numpy(), None, batch["attention_mask"].numpy())
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
 def leaves(params, *parts):
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
           if any(part in jax.tree_util.keystr(path) for part in parts)}
