@@ -104,7 +104,9 @@ def test_a_job_that_is_queued_again_goes_on(slurm, tmp_path, how):
     slurm.call("scancel", "--signal=TERM", job)
   slurm.wait("It was not queued again.", lambda: slurm.state(job) == ("PENDING", 1), log)
   before = steps(workdir)
-  slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes.
+  # Slurm would wait two minutes. Not at once: until the old tasks are gone, the node refuses the job, which then fails.
+  time.sleep(10)
+  slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
   slurm.wait("It did not go on.", lambda: len(steps(workdir)) > len(before) + 5, log)
   slurm.call("scancel", job)
   slurm.wait("It did not end.", lambda: slurm.state(job)[0] == "CANCELLED", log)
