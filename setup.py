@@ -13,6 +13,7 @@ EXTRAS = {
     "hf": ["huggingface_hub", "transformers"],
     "tracking": ["wandb", "trackio"],
 }
+EXTRAS["test"] += EXTRAS["plan"]  # Its tests compile.
 # Everything but the accelerators' own builds, of which a machine wants the one it has; libtpu is here to compile with.
 EXTRAS["all"] = sorted({*EXTRAS["test"], *EXTRAS["plan"], *EXTRAS["hf"], *EXTRAS["tracking"]})
 

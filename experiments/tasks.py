@@ -15,7 +15,7 @@ from lmjax.models import families
 
 # Tokens of an example, examples of a step, and steps.
 _SIZES = {"stdlib/packages": (256, 16, 400), "stdlib/identifiers": (128, 32, 400), "stdlib/answers": (256, 16, 600),
-          "stdlib/docstrings": (128, 16, 1200)}
+          "stdlib/docstrings": (128, 16, 900)}
 
 
 def get_config(tasks="stdlib/packages"):
