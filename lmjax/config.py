@@ -297,7 +297,8 @@ class OptimConfig:
       (), "Ordered (regex, step) pairs on parameter paths, layers/3/... among them: the first that matches says from "
       "which step on a parameter learns; -1 is never.")
   lora_rank: int = setting(
-      0, "Rank of low-rank adapters beside kernels; nothing else then learns but what freeze_policy names. 0 has none.",
+      0, "Rank of low-rank adapters beside kernels; nothing else then learns but heads of labels and what "
+      "freeze_policy names. 0 has none.",
       low=0, high=_MAX_SIZE)
   lora_alpha: float = setting(16.0, "Adapters are scaled by this over their rank.", above=0)
   lora_targets: str = setting(r"attention/(query|value)/kernel$", "Regex on the paths of kernels that have adapters.")

@@ -58,6 +58,9 @@ _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 
 _NOT_YET = ("stage", "context")
 
+# Seconds after which a process that says nothing counts as lost, and the others end too, rather than wait for it.
+_PATIENCE = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 60}
+
 
 def join_processes() -> None:
   """Joins the processes of a run that spans hosts; does nothing where the environment asks for nothing.
@@ -84,7 +87,7 @@ def join_processes() -> None:
   if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
     raise UserError(f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID is {index!r}, but they must be a number and "
                     "one of 0 to that number less 1.")
-  jax.distributed.initialize(address, int(count), int(index))
+  jax.distributed.initialize(address, int(count), int(index), **_PATIENCE)
 
 
 def _join_found_processes() -> None:
@@ -94,7 +97,7 @@ def _join_found_processes() -> None:
   if not wanted:
     return
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(**_PATIENCE)
   except ValueError as e:  # It found nothing to fill its arguments from.
     raise UserError("LMJAX_DISTRIBUTED is 'auto', but JAX finds no cluster that it knows here; set "
                     "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID instead.") from e

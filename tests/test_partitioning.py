@@ -112,7 +112,8 @@ def joined(monkeypatch):
       monkeypatch.setenv(name, value)
     calls = []
 
-    def initialize(*args):
+    def initialize(*args, **patience):
+      assert patience["heartbeat_timeout_seconds"] < 60
       calls.append(args)
       if fails:
         raise fails

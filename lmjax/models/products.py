@@ -22,6 +22,21 @@ def transposed(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
   return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
+def vocabulary_logits(x_BTD: jax.Array, w_VD: jax.Array, bias_V: jax.Array | None = None,
+                      softcap: float | None = None) -> jax.Array:
+  """Projects features to logits_BTV in float32.
+
+  Args:
+    x_BTD: features, whose type the product is made in.
+    w_VD: output projection.
+    bias_V: added to the logits; None adds none.
+    softcap: logits are squashed to +-this by tanh; None leaves them.
+  """
+  logits = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+  logits = logits if bias_V is None else logits + bias_V
+  return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
 def einsum(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Returns `jnp.einsum` of activations and a kernel whose shared letters are all summed over."""
   return _cpu_einsum(equation, x, kernel) if platform() == "cpu" else jnp.einsum(equation, x, kernel)

@@ -18,6 +18,7 @@ from lmjax.models.attention import Attention, Context, KVCache
 from lmjax.models.heads import TaskHead
 from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, initial_std, param
 from lmjax.models.moe import ROUTER, Moe
+from lmjax.models.products import vocabulary_logits
 from lmjax.models.relative import RelativeBias
 from lmjax.partitioning import constrain
 
@@ -237,14 +238,7 @@ class Transformer(nn.Module):
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Projects features to logits_BTV in float32."""
-    x_BTD = self._transformed(x_BTD)
-    w_VD = self.output_embedding().astype(x_BTD.dtype)
-    logits = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.float32)
-    if self.cfg.head_bias:
-      logits = logits + self.head.bias
-    cap = self.cfg.logit_softcap
-    logits = logits if cap is None else cap * jnp.tanh(logits / cap)
-    return constrain(logits, "batch", "length", "act_vocab")
+    return constrain(vocabulary_logits(*self._output(x_BTD), self.cfg.logit_softcap), "batch", "length", "act_vocab")
 
   def step(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """One step of decoding: logits_BV after the last of the given tokens, and the cache that now holds them."""

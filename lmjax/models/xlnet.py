@@ -18,6 +18,7 @@ import numpy as np
 from lmjax.config import ModelConfig
 from lmjax.models.layers import Dropout, Einsum, Embed, Mlp, Norm, param, residual_std
 from lmjax.models.masks import AttentionSpec, seen
+from lmjax.models.products import vocabulary_logits
 from lmjax.models.rope import rotary_periods
 from lmjax.models.transformer import Head, repeat
 from lmjax.partitioning import constrain
@@ -252,11 +253,8 @@ class XLNet(nn.Module):
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Projects features to logits_BTV in float32."""
-    w_VD = self.output_embedding().astype(x_BTD.dtype)
-    logits = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.float32)
-    if self.cfg.head_bias:
-      logits = logits + self.head.bias
-    return constrain(logits, "batch", "length", "act_vocab")
+    bias_V = self.head.bias if self.cfg.head_bias else None
+    return constrain(vocabulary_logits(x_BTD, self.output_embedding(), bias_V), "batch", "length", "act_vocab")
 
 
 def which_are_seen(cfg: ModelConfig, length: int, memory_len: int, segment_ids_BT: jax.Array | None,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.config import ModelConfig, ObjectiveConfig
-from lmjax.models.products import transposed
+from lmjax.models.products import transposed, vocabulary_logits
 from lmjax.partitioning import batch_ways, constrain, platform
 
 # Elements of a chunk's logits on a device that the automatic choice aims for. On a CPU they stay in its cache.
@@ -115,12 +115,7 @@ def chunk_size(batch: int, length: int, vocab: int, asked: int | None) -> int:
 
 
 def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, bias_V, options, with_grads):
-  logits = jnp.einsum("BCD,VD->BCV", x_BCD, w_VD, preferred_element_type=jnp.float32)
-  if bias_V is not None:
-    logits = logits + bias_V
-  logits = constrain(logits, "batch", "length", "act_vocab")
-  if options.softcap is not None:
-    logits = options.softcap * jnp.tanh(logits / options.softcap)
+  logits = constrain(vocabulary_logits(x_BCD, w_VD, bias_V, options.softcap), "batch", "length", "act_vocab")
   vocab, smoothing = w_VD.shape[0], options.label_smoothing
   hit = jnp.arange(vocab) == targets_BC[..., None]
   top = jnp.max(logits, axis=-1, keepdims=True)

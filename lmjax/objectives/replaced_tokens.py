@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import Config, ObjectiveConfig
+from lmjax.models.products import vocabulary_logits
 from lmjax.objectives import masked_lm
 from lmjax.objectives.cross_entropy import chunk_size, cross_entropy, loss_options
 from lmjax.objectives.labelled import label_terms
@@ -92,9 +93,7 @@ def draw(x_BPD: jax.Array, w_VD: jax.Array, bias_V: jax.Array | None, keys_B: ja
 
   def of_chunk(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
     x_BCD, numbers_C = inputs
-    logits = jnp.einsum("BCD,VD->BCV", x_BCD, w_VD.astype(x_BCD.dtype), preferred_element_type=jnp.float32)
-    logits = logits if bias_V is None else logits + bias_V
-    logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    logits = vocabulary_logits(x_BCD, w_VD, bias_V, softcap)
     at_place = lambda key, number, row: jax.random.categorical(jax.random.fold_in(key, number), row)
     of_row = lambda key, rows: jax.vmap(at_place, (None, 0, 0))(jax.random.key(key), numbers_C, rows)
     return jax.vmap(of_row)(keys_B, logits)

@@ -112,7 +112,9 @@ def _names(path: list[str], layer: int | None) -> list[str]:
 
 def _first_step(cfg: OptimConfig, path: list[str], layer: int | None) -> int:
   names = _names(path, layer)
-  default = NEVER if cfg.lora_rank and path[0] != lora.ADAPTERS else 0
+  # A head of labels is new to the model that adapters are made for.
+  learns = not cfg.lora_rank or path[0] == lora.ADAPTERS or path[0].endswith("_head")
+  default = 0 if learns else NEVER
   return next((step for pattern, step in cfg.freeze_policy if any(re.search(pattern, name) for name in names)), default)
 
 

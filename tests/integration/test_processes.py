@@ -48,11 +48,15 @@ def start(folder, argv, num_devices, cluster):
 
 
 def start_two(folder, argv, num_devices):
+  return start_all(folder, argv, num_devices, 2)
+
+
+def start_all(folder, argv, num_devices, count):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  return [start(folder, argv, num_devices, {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
-                                            "JAX_PROCESS_ID": str(number)}) for number in range(2)]
+  return [start(folder, argv, num_devices, {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
+                                            "JAX_PROCESS_ID": str(number)}) for number in range(count)]
 
 
 def logs(folder):
@@ -126,3 +130,52 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(together, alone, flags, 
   workdir = begun(alone, tmp_path / "run")
   finish(tmp_path, start_two(tmp_path, flags(workdir, mesh), num_devices))
   assert_same_losses(workdir, losses_of(alone))
+
+
+def wait_for(condition, processes, seconds):
+  deadline = time.monotonic() + seconds
+  while not condition() and time.monotonic() < deadline:
+    assert all(process.poll() is None for process in processes)
+    time.sleep(0.1)
+  assert condition()
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_all_and_fewer_go_on(flags, alone, tmp_path):
+  mesh, saved = ("data=2", "fsdp=4"), tmp_path / "run" / "checkpoints" / str(SAVED)
+  processes = start_all(tmp_path, flags(tmp_path / "run", mesh, "train.num_steps=10000", "optim.schedule=constant"), 2,
+                        4)
+  try:
+    wait_for(saved.exists, processes, 240)
+    processes[2].kill()
+    lost = time.monotonic()
+    for process in processes:
+      process.wait(timeout=60)
+    assert time.monotonic() - lost < 60
+  finally:
+    for process in processes:
+      process.kill()
+  others = [process.returncode for number, process in enumerate(processes) if number != 2]
+  assert all(status not in (0, None) for status in others), others
+  assert all(len((tmp_path / f"{number}.log").read_text()) > 0 for number in (0, 1, 3))
+  print(logs(tmp_path))
+
+
+@pytest.mark.slow
+def test_one_that_is_told_to_stop_stops_all_at_the_same_step(flags, tmp_path):
+  argv = flags(tmp_path / "run", ("data=2", "fsdp=4"), "train.num_steps=100000", "optim.schedule=constant",
+               "checkpoint.every_steps=None")
+  processes = start_all(tmp_path, argv, 2, 4)
+  metrics = tmp_path / "run" / "metrics.jsonl"
+  try:
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3, processes, 240)
+    processes[1].terminate()
+    for process in processes:
+      process.wait(timeout=120)
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0] * 4, logs(tmp_path)
+  result = json.loads((tmp_path / "run" / "result.json").read_text())
+  assert result["status"] == "interrupted"
+  assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(result["step"])]

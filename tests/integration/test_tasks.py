@@ -1,6 +1,7 @@
 """Labelled tasks from end to end: trained, gone on with, evaluated, written for transformers, and fine-tuned from."""
 
 import csv
+import functools
 import json
 import pathlib
 
@@ -162,6 +163,17 @@ def test_fine_tuning_starts_from_a_folder(folder, pretrained, source, kind):
   assert heads == ({"sequence_head"} if kind == "classification" else {"label_head", "names_head"})
   pooler = next(leaf for path, leaf in leaves(params, "pooler").items() if "kernel" in path)
   np.testing.assert_array_equal(pooler, source_params["pretraining_head"]["pooler"]["kernel"])
+
+
+def test_under_adapters_the_new_head_learns(folder, pretrained):
+  run(folder, "adapted", "classification", checkpoint__finetune_from=str(pretrained["run"]), optim__lora_rank=2,
+      optim__learning_rate=1e-2)
+  _, params = lmjax.load(folder / "adapted")
+  _, source_params = lmjax.load(pretrained["run"])
+  assert np.abs(params["sequence_head"]["out"]["bias"]).max() > 0  # It starts at zero.
+  at = lambda tree, path: functools.reduce(dict.__getitem__, path.split("/"), tree)
+  same = lambda path: np.array_equal(at(params, path), at(source_params, path))
+  assert same("layers/mlp/up/kernel") and not same("layers/attention/query/kernel")
 
 
 def test_the_best_checkpoint_is_of_a_tasks_metric(folder):
