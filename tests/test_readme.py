@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+from lmjax.config import base_config
+from lmjax.data.task import parse_task
 from lmjax.models import families
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -10,11 +12,19 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_a_family_is_shown_as_it_was_added():
-  preset, table = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+  _, preset, table = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
   assert table == (ROOT / "lmjax/convert/olmo2.py").read_text()
   source = (ROOT / "lmjax/models/families.py").read_text()
   assert all(part.strip() in source for part in preset.split("\n\n\n"))
   assert "def olmo2(" in preset and len((preset + table).splitlines()) < 60
+
+
+def test_a_task_is_declared_as_is_shown():
+  shown = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
+  config = base_config()
+  exec(shown, {"config": config})
+  task = parse_task(config.data.tasks[0], {})
+  assert task.columns == ("title", "body", "stars") and task.num_labels == 2
 
 
 def test_every_preset_and_experiment_is_named():
