@@ -3,6 +3,7 @@
 The compiled step is replaced by one whose results note when they are read.
 """
 
+import pathlib
 import types
 
 import jax
@@ -47,7 +48,7 @@ class Checkpointer:
   """Saves at one step, and notes it."""
 
   def __init__(self, events, step):
-    self._events, self._step = events, step
+    self._events, self._step, self.workdir = events, step, pathlib.Path("run")
 
   def should_save(self, step):
     return step == self._step
@@ -94,7 +95,7 @@ def loop(monkeypatch):
     monkeypatch.setattr(train.evaluate, "Evaluator", lambda *args: None)
     monkeypatch.setattr(train._Loop, "_batches", lambda self, first: iter([{}] * NUM_STEPS))
     monkeypatch.setattr(train._Loop, "_finish", lambda self, step, state: {})
-    train._Loop(setup, None, tracker, Checkpointer(events, save_at), None, Best()).run(
+    train._Loop(setup, None, tracker, Checkpointer(events, save_at), train._Past(None, Best(), 0.0, 0.0), None).run(
         types.SimpleNamespace(step=np.int32(0)))
     return events, tracker.losses
   return run

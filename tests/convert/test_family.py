@@ -96,7 +96,8 @@ def test_a_setting_may_be_nested_computed_and_left_out():
   halved = Field("inner.half", "num_layers", read=lambda value, flat: 2 * value, write=lambda ours, cfg: ours // 2)
   quiet = Field("inner.eps", "norm_eps", 1e-6, optional=True)
   family = dataclasses.replace(gpt2.FAMILY, fields=(halved, quiet), written={})
-  written = lambda **settings: hf_config._written(family, dataclasses.replace(CFG, num_layers=4, **settings))["inner"]
+  cfg = dataclasses.replace(CFG, num_layers=4, num_labels=2)
+  written = lambda **settings: hf_config._written(family, dataclasses.replace(cfg, **settings))["inner"]
   assert written(norm_eps=1e-6) == {"half": 2} and written(norm_eps=1e-5) == {"half": 2, "eps": 1e-5}
   read = hf_config._read_model(family, {"inner": {"half": 3}}, "config.json")
   assert (read["num_layers"], read["norm_eps"]) == (6, 1e-6)

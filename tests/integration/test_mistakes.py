@@ -307,13 +307,13 @@ def test_a_file_that_is_deleted_between_listing_and_reading(fail, broken, debug,
 
 def test_a_file_that_is_deleted_while_files_are_listed(fail, broken, debug, monkeypatch):
   from lmjax.data import file_sources
-  find = file_sources._find
+  find = file_sources.find_files
 
-  def vanish(spec):
-    found = find(spec)
+  def vanish(*args):
+    found = find(*args)
     found[0].unlink()
     return found
-  monkeypatch.setattr(file_sources, "_find", vanish)
+  monkeypatch.setattr(file_sources, "find_files", vanish)
   (broken / "note.txt").write_text("some text\n" * 100)
   said = fail("data", debug, f"--config.data.source={broken}/note.txt")
   assert re.search(r"note\.txt cannot be read \(No such file or directory\); make it readable or leave it out", said)
