@@ -45,7 +45,7 @@ LABELLED = {
     "classification": (("bert", dict(head="sequence")), (_LABEL,), dict(name="classification", label_smoothing=0.1)),
     "regression": (("bert", dict(head="sequence")), (_SCORE,), dict(name="regression")),
     "extractive_qa": (("bert", dict(head="span")), (_FIND,), dict(name="extractive_qa")),
-    "multiple_choice": (("bert", dict(head="choice")), (_CHOOSE,), dict(name="multiple_choice")),
+    "multiple_choice": (("bert", dict(head="choice", init_std=0.2)), (_CHOOSE,), dict(name="multiple_choice")),
     "chat": (("llama", {}), (_TALK,), dict(name="chat")),
     "token_classification": (("bert", dict(head="token")), (_NAMES,), dict(name="token_classification")),
     "text_to_text": (("t5", {}), (_WRITE, _LABEL), dict(name="text_to_text", task_weights=(1.0, 3.0))),
