@@ -15,7 +15,6 @@ from lmjax.config import Config, MeshConfig
 from lmjax.config_checks import UserError, check_objective, nearest
 from lmjax.data.task import Task
 from lmjax.models.transformer import init_params, make_model
-from lmjax.objectives import labelled
 
 
 class Evaluator:
@@ -71,17 +70,8 @@ class Evaluator:
 
   def _predictions(self, params: Any, batch: dict[str, jax.Array], task: Task) -> dict[str, jax.Array]:
     """Returns what is predicted of each row, its example's number and whether it is one."""
-    model, objective = self._model, self._objective
-    if hasattr(objective, "predict_text"):
-      recipe = next(iter(self._recipes.values()))
-      length = objective.target_length(task, self._config.data.seq_len)
-      made = {"tokens": objective.predict_text(model, params, batch, recipe, length)}
-    elif task.head == "lm":
-      made = {}
-    else:
-      output = labelled.outputs(model, params, batch)
-      several = self._config.objective.name == "multi_task"
-      made = objective.predict(output, task.name, task.kind) if several else objective.predict(output)
+    recipe = next(iter(self._recipes.values()))  # All of them read and write alike.
+    made = self._objective.predict(self._model, params, batch, task, recipe)
     real = batch["weights"].reshape(batch["weights"].shape[0], -1).sum(-1) > 0
     return {**made, "number": batch["number"], "real": real}
 

@@ -192,6 +192,16 @@ def label_of(task: Task, value: Any, where: str) -> int:
                   f"{count - 1}; mend the record or the task's labels.")
 
 
+def label_in(task: Task, record: Mapping[str, Any], where: str) -> int:
+  """Returns the number of a record's label; see `label_of`."""
+  return label_of(task, value_at(record, task.label, where), where)
+
+
+def number_in(task: Task, record: Mapping[str, Any], where: str) -> float:
+  """Returns the number that a regression is to predict of a record; see `number_of`."""
+  return number_of(task, value_at(record, task.label, where), where)
+
+
 def number_of(task: Task, value: Any, where: str) -> float:
   """Returns the number that a regression is to predict.
 

@@ -17,7 +17,7 @@ from lmjax.data.answers import check_answers, find_answers
 from lmjax.data.frames import Framer
 from lmjax.data.pieces import Piece, digest
 from lmjax.data.records import Records, distinct, open_records
-from lmjax.data.task import Task, label_of, number_of, parse_task, render, value_at
+from lmjax.data.task import Task, label_in, label_of, number_in, parse_task, render, value_at
 from lmjax.data.task_specs import TASKS
 from lmjax.data.tokenizer import Tokenizer
 
@@ -218,14 +218,9 @@ def _check_labels(task: Task, records: Records) -> None:
   """Raises a UserError for a label that the task does not have, in up to some thousands of its records."""
   if not task.label:
     return
+  check = {"regression": number_in, "token_classification": word_labels}.get(task.kind, label_in)
   for i in np.linspace(0, len(records) - 1, min(len(records), _CHECKED)).astype(int):
-    value, where = value_at(records[i], task.label, records.name(i)), records.name(i)
-    if task.kind == "regression":
-      number_of(task, value, where)
-    elif task.kind == "token_classification":
-      word_labels(task, records[i], where)
-    else:
-      label_of(task, value, where)
+    check(task, records[i], records.name(i))
 
 
 def word_labels(task: Task, record: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
@@ -276,8 +271,7 @@ def describe_part(part: TaskPart, tokenizer: Tokenizer, seq_len: int) -> dict[st
   figures = {"records": len(records), "examples": len(part), "tokens a record": float(lengths.mean()),
              "records longer than seq_len": float((lengths > seq_len).mean())}
   if task.kind == "classification":
-    found = [value_at(records[i], task.label, records.name(i)) for i in range(len(records))]
-    counts = np.bincount([label_of(task, value, records.name(i)) for i, value in enumerate(found)],
-                         minlength=len(task.labels))
+    found = [label_in(task, records[i], records.name(i)) for i in range(len(records))]
+    counts = np.bincount(found, minlength=len(task.labels))
     figures["labels"] = dict(zip(task.labels, (counts / len(records)).tolist()))
   return figures

@@ -45,13 +45,26 @@ def generate(model: Any, params: Any, prompts: Sequence[Sequence[int]], *, max_n
   reads = model.cfg.architecture == "encoder_decoder"
   for row, prompt in zip(aligned, prompts):
     row[slice(len(prompt)) if reads else slice(width - len(prompt), None)] = prompt
-  tokens = np.asarray(_decode(model, params, aligned, lengths, max_new_tokens, Sampler(temperature, top_k, top_p), seed,
-                              eos_id, vocab_size, decoder_start_token_id))
+  tokens = np.asarray(decode_prompts(
+      model, params, aligned, lengths, max_new_tokens, Sampler(temperature, top_k, top_p), seed, eos_id, vocab_size,
+      decoder_start_token_id))
   return [_until(row, eos_id) for row in tokens.tolist()]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 7, 8, 9))
-def _decode(model, params, prompts_BP, lengths_B, num_tokens, sampler, seed, eos_id, vocab_size, start_id):
+def decode_prompts(model: Any, params: Any, prompts_BP: jax.Array, lengths_B: jax.Array, num_tokens: int,
+                   sampler: Sampler, seed: int, eos_id: int | None, vocab_size: int | None,
+                   start_id: int | None) -> jax.Array:
+  """Returns tokens_BT after prompts, or of an encoder-decoder's answers to them.
+
+  Args:
+    model, params, seed, eos_id, vocab_size: as `generate` takes them; what follows eos_id is eos_id too.
+    prompts_BP: right-aligned, with padding first; for an encoder-decoder left-aligned.
+    lengths_B: tokens of each prompt.
+    num_tokens: T.
+    sampler: chooses each token.
+    start_id: what the text of an encoder-decoder begins with.
+  """
   B, P = prompts_BP.shape
   if model.cfg.architecture == "encoder_decoder":
     real_BP = (jnp.arange(P) < lengths_B[:, None]).astype(jnp.int32)
@@ -62,23 +75,6 @@ def _decode(model, params, prompts_BP, lengths_B, num_tokens, sampler, seed, eos
   step = lambda tokens, positions, cache: model.apply({"params": params}, tokens, positions, cache, method="step")
   return decode(step, cache, prompts_BP, lengths_B, num_tokens=num_tokens, sampler=sampler, key=jax.random.key(seed),
                 eos_id=eos_id, vocab_size=vocab_size)
-
-
-def decode_greedily(model: Any, params: Any, prompts_BP: jax.Array, lengths_B: jax.Array, num_tokens: int, eos_id: int,
-                    vocab_size: int, decoder_start_token_id: int) -> jax.Array:
-  """Returns the likeliest tokens_BT after prompts, or of an encoder-decoder's answers to them.
-
-  Args:
-    model, params: as `generate` takes them.
-    prompts_BP: right-aligned, with padding first; for an encoder-decoder left-aligned.
-    lengths_B: tokens of each prompt.
-    num_tokens: T.
-    eos_id: ends a text; what follows it is eos_id too.
-    vocab_size: tokens from this on are never chosen.
-    decoder_start_token_id: what the text of an encoder-decoder begins with.
-  """
-  return _decode(model, params, prompts_BP, lengths_B, num_tokens, Sampler(temperature=0.0), 0, eos_id, vocab_size,
-                 decoder_start_token_id)
 
 
 def _until(tokens: list[int], eos_id: int | None) -> list[int]:

@@ -1,8 +1,8 @@
 """Objectives: a module each, with `make_example` for the host and `loss` for the device.
 
 A module may also say how much text an example takes (`text_len`), which special tokens it needs (`SPECIAL_TOKENS`, or
-`special_tokens` where that depends on the settings), and what terms of its loss beside the first count
-(`term_weights`). Those that learn from labelled tasks also say what they predict of a batch and how good that is
+`special_tokens` where that depends on the settings), and how the weights of a whole batch make its terms count
+(`balance`). Those that learn from labelled tasks also say what they predict of a batch and how good that is
 (`predict`, `score`).
 """
 
@@ -11,7 +11,6 @@ import functools
 from typing import Any, Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from lmjax import scores
 from lmjax.config import Config, ObjectiveConfig
@@ -60,8 +59,16 @@ _MEASURES = {"classification": ("accuracy", "f1", "f1_macro", "matthews"), "regr
 
 
 def text_needs(config: Config) -> tuple[int, Sequence[str]]:
-  """Returns the tokens of text in an example and the special tokens that an experiment's objective needs."""
+  """Returns the tokens of text in an example and the special tokens that an experiment's objective needs.
+
+  Raises:
+    UserError: for a task that the objective does not learn.
+  """
   check_tasks(config)
+  return _text_needs(config)
+
+
+def _text_needs(config: Config) -> tuple[int, Sequence[str]]:
   module = OBJECTIVES[config.objective.name]
   if config.data.tasks and config.model.architecture == "encoder":
     return config.data.seq_len, frames.SPECIAL_TOKENS
@@ -73,7 +80,7 @@ def text_needs(config: Config) -> tuple[int, Sequence[str]]:
 
 def recipe_of(config: Config, data: Any, texts: Any, training: bool = False) -> Recipe:
   """Returns how examples of the set `texts` of a `lmjax.data.pipeline.Data` become rows."""
-  return make_recipe(config, data.tokenizer, text_needs(config)[1], texts, data.tasks, training)
+  return make_recipe(config, data.tokenizer, _text_needs(config)[1], texts, data.tasks, training)
 
 
 def host_function(recipe: Recipe) -> Callable[..., dict]:
@@ -131,17 +138,5 @@ def with_heads(config: Config, tasks: Sequence[Task]) -> Config:
 
 
 def balance(module: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:
-  """Scales the weights of a whole batch's terms so that the loss is a sum of means, whatever it is then split into.
-
-  All sums are divided by the sum of the first term's `weights`. A term's `TERM_weights` are therefore made to add up to
-  that times what the term counts.
-  """
-  if hasattr(module, "balance"):
-    return module.balance(batch, cfg)
-  terms = module.term_weights(cfg, batch) if hasattr(module, "term_weights") else {}
-  whole = jnp.sum(batch["weights"])
-  scaled = {}
-  for term, factor in terms.items():
-    weights = batch[f"{term}_weights"]
-    scaled[f"{term}_weights"] = weights * (factor * whole / jnp.maximum(jnp.sum(weights), 1e-9))
-  return {**batch, **scaled}
+  """Returns a whole batch whose weights make each term of the loss count as it should, however it is then split."""
+  return module.balance(batch, cfg) if hasattr(module, "balance") else batch

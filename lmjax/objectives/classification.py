@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from lmjax import scores
-from lmjax.config import ObjectiveConfig
-from lmjax.data.task import Task, label_of, value_at
-from lmjax.objectives.labelled import framed, label_terms, outputs, task_of
+from lmjax.data.task import Task, label_in
+from lmjax.objectives.labelled import framed, loss_of, of_labels, predict_by, task_of
 from lmjax.objectives.recipe import Recipe
 
 
@@ -22,25 +21,19 @@ def make_example(example: dict[str, Any], key: tuple[int, int], recipe: Recipe) 
 
 def targets(example: dict[str, Any], task: Task) -> dict[str, np.ndarray]:
   """Returns the `labels` and `weights` [] of an example."""
-  label = label_of(task, value_at(example["record"], task.label, example["where"]), example["where"])
-  return {"labels": np.int32(label), "weights": np.float32(1)}
+  return {"labels": np.int32(label_in(task, example["record"], example["where"])), "weights": np.float32(1)}
 
 
-def terms(made: jax.Array, batch: dict[str, jax.Array],
-          cfg: ObjectiveConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the sum to differentiate and sums to report, of the head's logits_BL and a batch with targets."""
-  return label_terms(made, batch["labels"], batch["weights"], cfg.label_smoothing)
+terms = of_labels
+loss = loss_of(terms)
 
 
-def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig,
-         rngs: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Sum of the loss over a batch; args and returns as in causal_lm.py, of batches that `make_example` makes."""
-  return terms(outputs(model, params, batch, rngs), batch, cfg)
-
-
-def predict(made: jax.Array) -> dict[str, jax.Array]:
+def predictions(made: jax.Array) -> dict[str, jax.Array]:
   """Returns `probabilities` [B, L] of the labels."""
   return {"probabilities": jax.nn.softmax(made)}
+
+
+predict = predict_by(predictions)
 
 
 def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, np.ndarray],

@@ -22,7 +22,7 @@ from lmjax import scores
 from lmjax.config import ObjectiveConfig
 from lmjax.data.answers import find_answers, tokens_of
 from lmjax.data.task import Task, render
-from lmjax.objectives.labelled import label_terms, outputs, row, task_of
+from lmjax.objectives.labelled import label_terms, loss_of, predict_by, row, task_of
 from lmjax.objectives.recipe import Recipe
 
 _NEVER = -1e9
@@ -58,15 +58,15 @@ def terms(made: tuple[jax.Array, jax.Array], batch: dict[str, jax.Array],
   return (of_starts + of_ends) / 2, {**sums, "weight": first["weight"]}
 
 
-def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig,
-         rngs: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Sum of the loss over a batch; args and returns as in causal_lm.py, of batches that `make_example` makes."""
-  return terms(outputs(model, params, batch, rngs), batch, cfg)
+loss = loss_of(terms)
 
 
-def predict(made: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+def predictions(made: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
   """Returns the logits `starts` and `ends` [B, T]."""
   return {"starts": made[0], "ends": made[1]}
+
+
+predict = predict_by(predictions)
 
 
 def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, np.ndarray],

@@ -14,7 +14,7 @@ import numpy as np
 from lmjax.config import Config, ObjectiveConfig
 from lmjax.objectives import framing
 from lmjax.objectives.cross_entropy import cross_entropy, loss_options
-from lmjax.objectives.labelled import label_terms
+from lmjax.objectives.labelled import label_terms, scaled_terms
 from lmjax.objectives.recipe import Recipe, padded
 
 SPECIAL_TOKENS = ("mask", *framing.SPECIAL_TOKENS)
@@ -26,9 +26,9 @@ def text_len(config: Config) -> int:
   return framing.text_len(config.objective.sentence_pairs, config.data.seq_len)
 
 
-def term_weights(cfg: ObjectiveConfig, batch: Any) -> dict[str, float]:
-  """Returns what each term beside the first counts."""
-  return {"sentence": cfg.sentence_weight} if cfg.sentence_pairs != "none" else {}
+def balance(batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:
+  """Scales the weights of a whole batch so that each term counts as the settings say."""
+  return scaled_terms(batch, {"sentence": cfg.sentence_weight} if cfg.sentence_pairs != "none" else {})
 
 
 def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: Recipe) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from lmjax.config import ObjectiveConfig
 from lmjax.data.task import Task
 from lmjax.objectives import classification, extractive_qa, regression, token_classification
-from lmjax.objectives.labelled import outputs, task_of
+from lmjax.objectives.labelled import outputs, scaled_terms, task_of
 from lmjax.objectives.recipe import Recipe
 
 # Those whose rows have one text, which alone can share a batch.
@@ -32,8 +32,12 @@ _TARGETS = {
 }
 
 
-def term_weights(cfg: ObjectiveConfig, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-  """Returns what each task counts in a batch; a task that has no example there has no loss."""
+def balance(batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:
+  """Scales the weights of a whole batch so that each task counts by its lambda; one without an example has no loss."""
+  return scaled_terms(batch, _lambdas(batch, cfg))
+
+
+def _lambdas(batch: Mapping[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, Any]:
   names = [name.removesuffix("_weights") for name in batch if name.endswith("_weights")]
   if cfg.task_weights:
     return {name: cfg.task_weights[int(name.removeprefix("task"))] for name in names}
@@ -78,9 +82,10 @@ def _module(head: str, labels: int) -> Any:
   return {"token": token_classification, "span": extractive_qa}[head]
 
 
-def predict(made: Mapping[str, Any], name: str, kind: str) -> dict[str, jax.Array]:
-  """Returns what the objective of one task predicts."""
-  return KINDS[kind].predict(made[name])
+def predict(model: Any, params: Any, batch: dict[str, jax.Array], task: Task, recipe: Recipe) -> dict[str, jax.Array]:
+  """Returns what the objective of one task predicts of a batch."""
+  del recipe
+  return KINDS[task.kind].predictions(outputs(model, params, batch)[task.name])
 
 
 def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, np.ndarray],

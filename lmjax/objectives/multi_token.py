@@ -15,12 +15,13 @@ import numpy as np
 
 from lmjax.config import ObjectiveConfig
 from lmjax.objectives.cross_entropy import cross_entropy, loss_options
+from lmjax.objectives.labelled import scaled_terms
 from lmjax.objectives.recipe import Recipe
 
 
-def term_weights(cfg: ObjectiveConfig, batch: Any) -> dict[str, float]:
-  """Returns what the further tokens count together."""
-  return {"future": cfg.future_weight}
+def balance(batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:
+  """Scales the weights of a whole batch so that each term counts as the settings say."""
+  return scaled_terms(batch, {"future": cfg.future_weight})
 
 
 def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: Recipe) -> dict[str, np.ndarray]:

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from lmjax import scores
-from lmjax.config import ObjectiveConfig
 from lmjax.data.task import Task
 from lmjax.objectives.classification import targets
-from lmjax.objectives.labelled import label_terms, outputs, row, task_of, texts
+from lmjax.objectives.labelled import loss_of, of_labels, predict_by, row, task_of, texts
 from lmjax.objectives.recipe import Recipe
 
 
@@ -26,21 +25,16 @@ def make_example(example: dict[str, Any], key: tuple[int, int], recipe: Recipe) 
   return stacked | {"number": rows[0]["number"]} | targets(example, task)
 
 
-def terms(made: jax.Array, batch: dict[str, jax.Array],
-          cfg: ObjectiveConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the sum to differentiate and sums to report, of the head's logits [B, choices] and a batch with targets."""
-  return label_terms(made, batch["labels"], batch["weights"], cfg.label_smoothing)
+terms = of_labels
+loss = loss_of(terms)
 
 
-def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig,
-         rngs: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Sum of the loss over a batch; args and returns as in causal_lm.py, of batches that `make_example` makes."""
-  return terms(outputs(model, params, batch, rngs), batch, cfg)
-
-
-def predict(made: jax.Array) -> dict[str, jax.Array]:
+def predictions(made: jax.Array) -> dict[str, jax.Array]:
   """Returns the likeliest `choices` [B]."""
   return {"choices": made.argmax(-1)}
+
+
+predict = predict_by(predictions)
 
 
 def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, np.ndarray],

@@ -11,8 +11,8 @@ import numpy as np
 
 from lmjax import scores
 from lmjax.config import ObjectiveConfig
-from lmjax.data.task import Task, number_of, value_at
-from lmjax.objectives.labelled import framed, outputs, task_of
+from lmjax.data.task import Task, number_in
+from lmjax.objectives.labelled import framed, loss_of, predict_by, task_of
 from lmjax.objectives.recipe import Recipe
 
 
@@ -23,8 +23,7 @@ def make_example(example: dict[str, Any], key: tuple[int, int], recipe: Recipe) 
 
 def targets(example: dict[str, Any], task: Task) -> dict[str, np.ndarray]:
   """Returns the `numbers` and `weights` [] of an example."""
-  value = value_at(example["record"], task.label, example["where"])
-  return {"numbers": np.float32(number_of(task, value, example["where"])), "weights": np.float32(1)}
+  return {"numbers": np.float32(number_in(task, example["record"], example["where"])), "weights": np.float32(1)}
 
 
 def terms(made: jax.Array, batch: dict[str, jax.Array],
@@ -35,15 +34,15 @@ def terms(made: jax.Array, batch: dict[str, jax.Array],
   return total, {"loss": total, "weight": jnp.sum(batch["weights"])}
 
 
-def loss(model: Any, params: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig,
-         rngs: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Sum of the loss over a batch; args and returns as in causal_lm.py, of batches that `make_example` makes."""
-  return terms(outputs(model, params, batch, rngs), batch, cfg)
+loss = loss_of(terms)
 
 
-def predict(made: jax.Array) -> dict[str, jax.Array]:
+def predictions(made: jax.Array) -> dict[str, jax.Array]:
   """Returns `numbers` [B]."""
   return {"numbers": made[:, 0]}
+
+
+predict = predict_by(predictions)
 
 
 def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, np.ndarray],

@@ -30,7 +30,7 @@ from lmjax.config import Config, ObjectiveConfig
 from lmjax.models.products import vocabulary_logits
 from lmjax.objectives import masked_lm
 from lmjax.objectives.cross_entropy import chunk_size, cross_entropy, loss_options
-from lmjax.objectives.labelled import label_terms
+from lmjax.objectives.labelled import label_terms, scaled_terms
 from lmjax.objectives.recipe import Recipe
 
 SPECIAL_TOKENS = masked_lm.SPECIAL_TOKENS
@@ -41,9 +41,9 @@ def text_len(config: Config) -> int:
   return masked_lm.text_len(config)
 
 
-def term_weights(cfg: ObjectiveConfig, batch: Any) -> dict[str, float]:
-  """Returns what each term beside the first counts."""
-  return {"replaced": cfg.replaced_weight}
+def balance(batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:
+  """Scales the weights of a whole batch so that each term counts as the settings say."""
+  return scaled_terms(batch, {"replaced": cfg.replaced_weight})
 
 
 def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: Recipe) -> dict[str, np.ndarray]:

@@ -20,7 +20,9 @@ import numpy as np
 from lmjax import scores
 from lmjax.config import ObjectiveConfig
 from lmjax.data.answers import find_answers
-from lmjax.data.task import Task, label_of, number_of, render, value_at
+from lmjax.data.task import Task, label_in, number_in, render
+from lmjax.generation import decode_prompts
+from lmjax.generation.sampling import Sampler
 from lmjax.objectives.cross_entropy import cross_entropy, loss_options
 from lmjax.objectives.labelled import task_of, texts
 from lmjax.objectives.recipe import Recipe, padded
@@ -94,10 +96,9 @@ def target_text(task: Task, example: dict[str, Any]) -> str:
   if task.kind == "extractive_qa":
     answers = find_answers(task, record, where)
     return answers[0].text if answers else NO_ANSWER
-  value = value_at(record, task.label, where)
   if task.kind == "regression":
-    return f"{round(number_of(task, value, where) * 5) / 5:.1f}"
-  return _names(task)[label_of(task, value, where)]
+    return f"{round(number_in(task, record, where) * 5) / 5:.1f}"
+  return _names(task)[label_in(task, record, where)]
 
 
 def _names(task: Task) -> tuple[str, ...]:
@@ -128,14 +129,14 @@ def balance(batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.
   return {**batch, "weights": weights * scale[batch["task"]][:, None], "counts": weights}
 
 
-def predict_text(model: Any, params: Any, batch: dict[str, jax.Array], recipe: Recipe, length: int) -> jax.Array:
-  """Returns the likeliest text token by token, tokens [B, length] with the end and what follows it."""
-  from lmjax.generation import decode_greedily
+def predict(model: Any, params: Any, batch: dict[str, jax.Array], task: Task, recipe: Recipe) -> dict[str, jax.Array]:
+  """Returns the likeliest text token by token, `tokens` [B, target length] with the end and what follows it."""
   reads = "encoder_inputs" in batch
   prompts = batch["encoder_inputs"] if reads else batch["prompts"]
   lengths = jnp.sum(batch["encoder_segment_ids"], axis=1) if reads else batch["prompt_lengths"]
-  return decode_greedily(model, params, prompts, jnp.maximum(lengths, 1), length, recipe.eos_id,
-                         recipe.tokenizer.size, recipe.start_id)
+  return {"tokens": decode_prompts(
+      model, params, prompts, jnp.maximum(lengths, 1), target_length(task, recipe.seq_len), Sampler(temperature=0.0), 0,
+      recipe.eos_id, recipe.tokenizer.size, recipe.start_id)}
 
 
 def written_bytes(task: Task, examples: list[dict[str, Any]], recipe: Recipe) -> int:
@@ -154,14 +155,12 @@ def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, 
                for example in examples]
     return scores.scores(task.measured, ["" if text == NO_ANSWER else text for text in written], answers)
   if task.kind == "regression":
-    true = [number_of(task, value_at(example["record"], task.label, example["where"]), example["where"])
-            for example in examples]
+    true = [number_in(task, example["record"], example["where"]) for example in examples]
     return scores.scores(task.measured, [_number(text) for text in written], true)
   if task.kind in ("classification", "multiple_choice"):
     # As they come out of a tokenizer, which may have them in lower case.
     names = [recipe.tokenizer.decode(recipe.tokenizer.encode(name)).strip() for name in _names(task)]
-    true = [label_of(task, value_at(example["record"], task.label, example["where"]), example["where"])
-            for example in examples]
+    true = [label_in(task, example["record"], example["where"]) for example in examples]
     # What is no label counts as a wrong one.
     wrong = [(label + 1) % len(names) for label in true]
     guessed = [names.index(text) if text in names else other for text, other in zip(written, wrong)]
