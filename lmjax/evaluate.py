@@ -131,8 +131,7 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
   partitioning.check_divisible(config, mesh)
   model = make_model(config.model)
   boxed = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-  shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),
-                        partitioning.param_shardings(mesh, boxed))
+  shapes = partitioning.laid_out(nn.unbox(boxed), partitioning.param_shardings(mesh, boxed))
   params = checkpoint.restore_params(workdir, shapes, step, prefer_ema=config.eval.use_ema)
   return dict(Evaluator(model, objectives.OBJECTIVES[config.objective.name], config, mesh, data)(params, None))
 

@@ -76,9 +76,9 @@ def first_params(config: Config, mesh: jax.sharding.Mesh, fresh: Mapping[str, An
   theirs = fill_sizes(convert.read_model(path))
   model = make_model(theirs, mesh.devices.flat[0].platform)
   boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_divided(x, s)),
-                          nn.unbox(boxed), partitioning.param_shardings(mesh, boxed))
-  loaded = convert.read_whole(path, abstract)
+  shapes = nn.unbox(boxed)
+  shardings = jax.tree.map(_divided, shapes, partitioning.param_shardings(mesh, boxed))
+  loaded = convert.read_whole(path, partitioning.laid_out(shapes, shardings))
   if theirs.architecture == "electra":
     _, loaded = discriminator_of(model, loaded)
   loaded, made = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (loaded, fresh))

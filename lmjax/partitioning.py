@@ -223,6 +223,11 @@ def param_shardings(mesh: Mesh, boxed: Any) -> Any:
                       is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+def laid_out(shapes: Any, shardings: Any) -> Any:
+  """Returns shapes and types as jax.ShapeDtypeStructs that carry their shardings."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
 def logical_axes(boxed: Any) -> Any:
   """Returns the tree of logical axis names, a tuple for each parameter."""
   return jax.tree.map(lambda x: x.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))

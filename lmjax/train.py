@@ -120,18 +120,21 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   shapes = jax.eval_shape(start, nn.unbox(of_model), jax.random.key(0))
   of_params = partitioning.param_shardings(mesh, boxed)
   shardings = partitioning.like_params(mesh, shapes, shapes.params, of_params)
-  shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  shapes = partitioning.laid_out(shapes, shardings)
   return Setup(config, mesh, model, objectives.OBJECTIVES[config.objective.name], optimizer, gates, start,
                shapes)
 
 
 def init_state(setup: Setup) -> TrainState:
   """Makes the initial state on its devices; the values do not depend on the mesh."""
-  init = lambda key: setup.start(nn.unbox(init_params(setup.model, key)), key)
+  return _initial(setup, lambda key: setup.start(nn.unbox(init_params(setup.model, key)), key), setup.state_shardings)
+
+
+def _initial(setup: Setup, init: Callable[[jax.Array], Any], shardings: Any) -> Any:
   with partitioning.use_mesh(setup.mesh):
     # Optimised for a CPU, the inverse error function behind normal numbers rounds by the shape of a device's part.
     options = {"xla_backend_optimization_level": 0} if partitioning.platform() == "cpu" else None
-    init = jax.jit(init, out_shardings=setup.state_shardings, compiler_options=options)
+    init = jax.jit(init, out_shardings=shardings, compiler_options=options)
     return init(jax.random.key(setup.config.seed))
 
 
@@ -463,7 +466,7 @@ class _Loop:
     self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
 
   def _goodput(self) -> float:
-    """Returns the share of the time since the run was first started that went into steps; None of it is lost twice."""
+    """Returns the share of the time since the run was first started that went into steps that were kept."""
     useful = self.past.useful_seconds + self.clock.useful_seconds
     return useful / max(time.time() - self.past.started, 1e-9)
 
@@ -556,7 +559,9 @@ def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[T
   elif cfg.import_from:
     params = convert.import_params(cfg.import_from, setup.model, of_model)
   elif cfg.finetune_from:
-    params = finetune.first_params(setup.config, setup.mesh, lora.without(init_state(setup).params))
+    shardings = lora.without(setup.state_shardings.params)
+    fresh = _initial(setup, lambda key: nn.unbox(init_params(setup.model, key)), shardings)
+    params = finetune.first_params(setup.config, setup.mesh, fresh)
   else:
     return init_state(setup), past
   start = jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)

@@ -7,6 +7,7 @@ CUDA plugin (pip install 'jax[cuda13]'); neither needs a chip.
   lmjax plan --config=experiments/gpt2.py:1.5B --topology=v5e-16 --search
 """
 
+import itertools
 import json
 import os
 from typing import Any
@@ -18,6 +19,8 @@ from lmjax.config import UserError
 
 REQUIRED = ("config", "topology")
 POSITIONAL = None
+
+_TRIES_TO_FIT = 12  # Programs compiled at most to find one that fits.
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -47,12 +50,14 @@ def main(flag_values: flags.FlagValues) -> None:
   config = finetune.take_model(config)
   made, refused = [], []
   for topology in topologies:
-    one = plan.make_plan(config, topology)
+    one = plan.make_plan(config, topology, flag_values.save)
     made.append(one)
     print("\n".join(lines(one)), flush=True)
     if not flag_values.search and one.fits:
       continue
-    found = list(search.search(config, topology, flag_values.tries if one.fits or flag_values.search else 3 * 4))
+    # Without --search the first that fits will do: each one takes the compiler as long as this did.
+    wanted, tries = (None, flag_values.tries) if flag_values.search else (1, _TRIES_TO_FIT)
+    found = list(itertools.islice(search.search(config, topology, tries), wanted))
     if found:
       proposal, best = min(found, key=lambda pair: pair[1].step_seconds)
       made.append(best)
@@ -62,8 +67,6 @@ def main(flag_values: flags.FlagValues) -> None:
   if flag_values.json:
     with open(flag_values.json, "w") as file:
       json.dump([one.to_json() for one in made], file, indent=2)
-  if flag_values.save:
-    plan.save(config, topologies[0], flag_values.save)
   for one, found in refused:
     needs = f"{one.peak_bytes / 2**30:.1f} GiB" if one.peak_bytes else "more"
     raise Refused(f"The experiment needs {needs} on a device of {one.topology}, which has "

@@ -26,7 +26,7 @@ from lmjax.plan.topologies import Topology, described_devices
 # How the compilers say what a program would need.
 _NEEDED = re.compile(r"(?:[Uu]sed |required for [\w ]*\()([\d.]+)([KMGT])")
 # No GPU is there to time kernels on.
-_UNTIMED = {"xla_gpu_autotune_level": 0}
+UNTIMED = {"xla_gpu_autotune_level": 0}
 # Forward passes that a step makes beside the one that training takes anyway, by remat policy.
 _RECOMPUTED = {"none": 0.0, "products": 0.0, "full": 1.0}
 
@@ -85,7 +85,7 @@ class Plan:
   @property
   def mfu(self) -> float:
     """The share of the peak that the bound leaves to the model's own arithmetic."""
-    return self.seconds["model"] / self.step_seconds if "model" in self.seconds else math.nan
+    return self.seconds["model"] / self.step_seconds
 
   def to_json(self) -> dict[str, Any]:
     """Returns the plan as what JSON holds."""
@@ -118,16 +118,17 @@ def _tokens_a_step(config: Config) -> int:
   return config.train.batch_size * config.data.seq_len
 
 
-def make_plan(config: Config, topology: Topology) -> Plan:
+def make_plan(config: Config, topology: Topology, program: str | None = None) -> Plan:
   """Compiles an experiment's training step for a machine and says what it costs.
 
   Args:
     config: the experiment.
     topology: the machine.
+    program: file that the compiled step is written to, where it fits; see `_write`. None writes none.
 
   Raises:
     UserError: where the experiment is wrong, or does not divide by the machine.
-    Refused: where the machine's compiler is not installed.
+    Refused: where the machine's compiler is not installed, or cannot write its programs.
   """
   in_epochs = config.train.num_epochs is not None
   config = resolved(config)
@@ -136,6 +137,8 @@ def make_plan(config: Config, topology: Topology) -> Plan:
   batch, start = abstract_batch(config, mesh), time.perf_counter()
   compiled, message = _compile(setup, batch, topology)
   seconds = time.perf_counter() - start
+  if program and compiled:
+    _write(compiled, topology, program)
   found = tuple(collectives(compiled.as_text(), dict(mesh.shape), topology.devices_a_fast_network)) if compiled else ()
   by_kind, peak = _memory(setup, batch, compiled)
   asked = peak if compiled else _asked(message)
@@ -161,7 +164,7 @@ def lower(setup: train.Setup, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
 def _compile(setup: train.Setup, batch: dict[str, jax.ShapeDtypeStruct], topology: Topology) -> tuple[Any, str]:
   """Returns the compiled step, or None and what the compiler says where it does not fit."""
   try:
-    return lower(setup, batch).compile({} if topology.is_tpu else _UNTIMED), ""
+    return lower(setup, batch).compile({} if topology.is_tpu else UNTIMED), ""
   except jax.errors.JaxRuntimeError as e:
     if not re.search(r"RESOURCE_EXHAUSTED|Oom|out of memory", str(e), re.IGNORECASE):
       raise
@@ -239,18 +242,12 @@ def _bounds(config: Config, topology: Topology, by_kind: dict[str, float],
           "links": near / chip.link_bandwidth, "network": far / chip.network_bandwidth}
 
 
-def save(config: Config, topology: Topology, path: str) -> None:
+def _write(compiled: Any, topology: Topology, path: str) -> None:
   """Writes the compiled step, the first of what `jax.experimental.serialize_executable.deserialize_and_load` takes.
 
   The other two are the trees of `lower`'s arguments and results, which the machine makes again from the experiment.
-
-  Raises:
-    Refused: where the compiler of that machine cannot write its programs.
   """
   from jax.experimental import serialize_executable
-  config = resolved(config)
-  setup = train.build(config, partitioning.make_mesh(config.mesh, described_devices(topology)))
-  compiled = lower(setup, abstract_batch(config, setup.mesh)).compile({} if topology.is_tpu else _UNTIMED)
   try:
     program, _, _ = serialize_executable.serialize(compiled)
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as e:

@@ -58,10 +58,11 @@ _CORES = ("v4", "v5p")
 _LARGEST = {"v4": 4096, "v5p": 6144, "v5e": 256, "v6e": 256}
 _GPUS_A_HOST = 8
 
-# Of an H100 what differs in the others: compute capability, cores, memory, bandwidth, level 2 cache.
-_GPU_TARGETS = {"h100": (9, 0, 132, 85_045_084_160, 3_352_320_000_000, 52_428_800),
-                "h200": (9, 0, 132, 150_754_820_096, 4_800_000_000_000, 62_914_560),
-                "b200": (10, 0, 148, 191_414_272_000, 7_700_000_000_000, 132_120_576)}
+# What tells GPUs apart for the compiler.
+GPU_TARGETS = {
+    "h100": dict(major=9, minor=0, cores=132, memory=85_045_084_160, bandwidth=3_352_320_000_000, cache=52_428_800),
+    "h200": dict(major=9, minor=0, cores=132, memory=150_754_820_096, bandwidth=4_800_000_000_000, cache=62_914_560),
+    "b200": dict(major=10, minor=0, cores=148, memory=191_414_272_000, bandwidth=7_700_000_000_000, cache=132_120_576)}
 _GPU_TARGET = """
 platform_name: "CUDA"
 device_description_str: "%(kind)s"
@@ -197,8 +198,7 @@ def _described_gpus(topology: Topology) -> list[jax.Device]:
   os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
   backend.backends()  # Registers the CUDA plugin.
   hosts, count = topology.shape
-  names = ("major", "minor", "cores", "memory", "bandwidth", "cache")
-  target = _GPU_TARGET % dict(zip(names, _GPU_TARGETS[topology.generation]), kind=topology.chip.kind)
+  target = _GPU_TARGET % {**GPU_TARGETS[topology.generation], "kind": topology.chip.kind}
   shape = f"1x{hosts}x{count}"
   try:
     return list(topologies.get_topology_desc(

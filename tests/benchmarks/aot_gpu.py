@@ -12,27 +12,28 @@ Nothing is run: the kernels are chosen without timing them, so this says nothing
 import argparse
 import collections
 import math
+import os
 import pathlib
 import re
 import time
 from typing import Any
 
-from gpu_target import MEMORY_BYTES, h100s  # Before jax: it says where JAX runs.
+os.environ["JAX_PLATFORMS"] = "cpu"  # Before JAX starts: no driver answers here.
+
 import harness
-import jax
-import jax.numpy as jnp
 
 from lmjax import config as config_lib
-from lmjax import partitioning, train
+from lmjax import partitioning, plan, train
 from lmjax.models import families
+from lmjax.plan.batches import abstract_batch
+from lmjax.plan.topologies import GPU_TARGETS, described_devices, parse_topology
 
 SHAPES = {
     # name: preset, sequence length, sequences a device.
     "llama": (families.llama("3.2-1B"), 2048, 8),
     "gpt2": (families.gpt2("124M"), 1024, 32),
 }
-# No device is there to time kernels on.
-_COMPILER_OPTIONS = {"xla_gpu_autotune_level": 0}
+_MEMORY_BYTES = GPU_TARGETS["h100"]["memory"]
 
 
 def main() -> None:
@@ -52,13 +53,12 @@ def compiled_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
   preset, seq_len, batch_size = SHAPES[name]
   batch_size = args.batch_size or batch_size
   config = make_config(preset, seq_len, batch_size * args.devices, args.remat_policy)
-  mesh = partitioning.make_mesh(config.mesh, h100s(args.devices))
+  mesh = partitioning.make_mesh(config.mesh, described_devices(parse_topology(f"h100-{args.devices}")))
   setup = train.build(config, mesh)
   start = time.perf_counter()
-  with partitioning.use_mesh(mesh):
-    lowered = train.make_train_step(setup).lower(setup.state_shapes, *inputs(config, mesh))
-    traced = time.perf_counter() - start
-    compiled = lowered.compile(_COMPILER_OPTIONS)
+  lowered = plan.lower(setup, abstract_batch(config, mesh))
+  traced = time.perf_counter() - start
+  compiled = lowered.compile(plan.UNTIMED)
   text = compiled.as_text()
   if args.hlo:
     folder = pathlib.Path(args.hlo)
@@ -69,7 +69,7 @@ def compiled_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
   memory = compiled.memory_analysis()
   return {"shape": name, "sequences": batch_size, "trace s": traced,
           "compile s": time.perf_counter() - start - traced, "peak GiB": memory.peak_memory_in_bytes / 2 ** 30,
-          "of memory": memory.peak_memory_in_bytes / MEMORY_BYTES, **attention_kernels(text), **products(text),
+          "of memory": memory.peak_memory_in_bytes / _MEMORY_BYTES, **attention_kernels(text), **products(text),
           "transposes": transposes(text, batch_size * seq_len * config.model.embed_dim), "largest f32": largest,
           "of [B, T, V]": largest_size / logits, **collectives(text)}
 
@@ -81,16 +81,6 @@ def make_config(preset: dict, seq_len: int, batch_size: int, remat_policy: str) 
   base.data.seq_len, base.train.batch_size, base.train.num_steps = seq_len, batch_size, 1000
   base.mesh.data, base.mesh.fsdp = 1, -1
   return config_lib.resolve_durations(config_lib.resolve_model(config_lib.from_config_dict(base), 2), 10 ** 9)
-
-
-def inputs(config: config_lib.Config, mesh: jax.sharding.Mesh) -> tuple[dict, dict]:
-  """Returns the batch and the hyperparameters of a step as abstract arrays."""
-  rows, one = partitioning.batch_sharding(mesh), partitioning.replicated(mesh)
-  shape = (config.train.batch_size, config.data.seq_len)
-  abstract = lambda shape, types, sharding: {
-      name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in types.items()}
-  return (abstract(shape, {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}, rows),
-          abstract((), {"learning_rate": jnp.float32, "weight_decay": jnp.float32, "seed": jnp.uint32}, one))
 
 
 def attention_kernels(text: str) -> dict[str, int]:
