@@ -15,6 +15,9 @@ from lmjax.config import UserError
 NAMES = {name: default for name, default, _ in config_lib.settings_help()}
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 TUPLES = {
+    "data.tasks": st.just(()),
+    "objective.task_weights": st.sampled_from([(), (1.0, 0.5)]),
+    "model.task_heads": st.just(()),
     "data.weights": st.sampled_from([(), (1.0,), (3,)]),
     "model.attention_pattern": st.sampled_from([(), ("global",)]),
     "eval.sets": st.lists(st.sampled_from(["validation", "train", "mine=a.txt,b c.txt"]), unique=True).map(tuple),
