@@ -175,6 +175,9 @@ class ModelConfig:
       True, "Whether projections into the residual stream start smaller by sqrt(2 * num_layers), as in GPT-2.")
   attention_impl: str = setting("auto", "Attention kernel; auto chooses by platform.",
                                 choices=("auto", "xla", "chunked", "cudnn"))
+  context_attention: str = setting(
+      "ring", "How keys and values reach all queries where mesh.context splits the length: passed round the devices "
+      "(least memory), or gathered by each.", choices=("ring", "gather"))
   dtype: str = setting("auto", "Compute type; auto is bfloat16 on accelerators and float32 on CPU.",
                        choices=("auto", "float32", "bfloat16"))
   param_dtype: str = setting("float32", "Type the parameters are kept in.", choices=("float32", "bfloat16"))

@@ -20,12 +20,12 @@ from lmjax.config import Config, MeshConfig, UserError, electra_parts, eval_batc
 # From the slowest network to the fastest: neighbours on the last axes talk most.
 MESH_AXES = ("replica", "data", "fsdp", "stage", "expert", "context", "tensor")
 
-# Where the model is not split over experts, their devices split the batch.
-_BATCH = ("replica", "data", "fsdp", "expert")
+# Where the model is not split over experts, or into stages, their devices split the batch.
+_BATCH = ("replica", "data", "fsdp", "expert", "stage")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Parameters.
-    "layers": None,
+    "layers": "stage",
     "embed": "fsdp",
     "mlp": "tensor",
     "heads": "tensor",
@@ -45,8 +45,12 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "rank": None,
     # Activations.
     "batch": _BATCH,
-    "expert_batch": _BATCH[:-1],
+    "expert_batch": ("replica", "data", "fsdp", "stage"),
     "length": "context",
+    "batch_length": (*_BATCH, "context"),
+    # Between the maps that are split over tensor, its devices split the length (Korthikanti et al. 2022, arXiv
+    # 2205.05198): norms and residuals are neither held nor made twice.
+    "stream_length": ("context", "tensor"),
     "act_embed": None,
     "act_mlp": "tensor",
     "act_heads": "tensor",
@@ -55,8 +59,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
-
-_NOT_YET = ("stage", "context")
+_in_stage: contextvars.ContextVar[bool] = contextvars.ContextVar("in_stage", default=False)
 
 # Seconds after which a process that says nothing counts as lost, and the others end too, rather than wait for it.
 _PATIENCE = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 60}
@@ -115,10 +118,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   """
   devices = list(jax.devices()) if devices is None else list(devices)
   sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
-  for axis in _NOT_YET:
-    if sizes[axis] not in (1, -1):
-      raise UserError(f"config.mesh.{axis} is {sizes[axis]}, but splitting over {axis} is not supported yet; "
-                      "use replica, data, fsdp, expert and tensor.")
   fixed = math.prod(size for size in sizes.values() if size != -1)
   free = [axis for axis, size in sizes.items() if size == -1]
   asked = " * ".join(f"{a}={s}" for a, s in sizes.items() if s != 1) or "all axes 1"
@@ -160,50 +159,88 @@ def platform() -> str:
   return _platform.get() or jax.default_backend()
 
 
+@contextlib.contextmanager
+def each_stage() -> Iterator[None]:
+  """Makes logical axes leave out the mesh axis of stages, for what is traced inside: work that each does for itself."""
+  token = _in_stage.set(True)
+  try:
+    yield
+  finally:
+    _in_stage.reset(token)
+
+
+def _axes(name: str | None) -> tuple[str, ...]:
+  """Returns the mesh axes that split a logical axis."""
+  axes = None if name is None else RULES[name]
+  axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+  return tuple(axis for axis in axes if axis != "stage") if _in_stage.get() else axes
+
+
 def spec(*names: str | None) -> PartitionSpec:
   """Returns the PartitionSpec of logical axis names; None and unsplit axes are replicated."""
-  return PartitionSpec(*(None if name is None else RULES[name] for name in names))
+  return PartitionSpec(*(_axes(name) or None for name in names))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Asks that an activation be split as its logical names say; without a mesh, or on one device, returns `x`."""
   if _whole():
     return x
+  if "stream_length" in names and x.shape[names.index("stream_length")] % ways("stream_length"):
+    names = tuple("length" if name == "stream_length" else name for name in names)
   return jax.lax.with_sharding_constraint(x, spec(*names))
 
 
-def on_each_device(function: Callable[..., jax.Array], inputs: Sequence[tuple],
-                   output: tuple) -> Callable[..., jax.Array]:
+def on_each_device(function: Callable[..., Any], inputs: Sequence[tuple], output: Any,
+                   checked: bool = True) -> Callable[..., Any]:
   """Returns a function that runs on every device with that device's parts; without a mesh, `function` itself.
 
   Args:
-    function: of arrays, which may call `gather_rows`, `sum_over`, `scatter_sum_rows` and `device_index`.
+    function: of arrays, which may call `gather_rows`, `sum_over`, `scatter_sum_rows`, `device_index` and `moved`.
     inputs: logical axis names of each argument; each must divide.
-    output: those of the result.
+    output: those of the result, or a list of those of several.
+    checked: whether JAX proves that results which are not split are the same on all devices; it cannot where a device
+      takes a branch of its own, nor can it then differentiate the function.
   """
   if _whole():
     return function
-  return jax.shard_map(function, in_specs=tuple(spec(*names) for names in inputs), out_specs=spec(*output))
+  out_specs = tuple(spec(*names) for names in output) if isinstance(output, list) else spec(*output)
+  return jax.shard_map(function, in_specs=tuple(spec(*names) for names in inputs), out_specs=out_specs,
+                       check_vma=checked)
 
 
 def gather_rows(x: jax.Array, name: str) -> jax.Array:
   """Inside `on_each_device`: joins the parts of x, along its first axis, of the devices that split a logical axis."""
-  return x if _whole() else jax.lax.all_gather(x, RULES[name], tiled=True)
+  return x if _whole() else jax.lax.all_gather(x, _axes(name), tiled=True)
 
 
 def sum_over(x: jax.Array, name: str) -> jax.Array:
   """Inside `on_each_device`: the sum of x over the devices that split a logical axis."""
-  return x if _whole() else jax.lax.psum(x, RULES[name])
+  return x if _whole() else jax.lax.psum(x, _axes(name))
 
 
 def scatter_sum_rows(x: jax.Array, name: str) -> jax.Array:
   """Inside `on_each_device`: the same sum, of which each device gets its part of the first axis."""
-  return x if _whole() else jax.lax.psum_scatter(x, RULES[name], tiled=True)
+  return x if _whole() else jax.lax.psum_scatter(x, _axes(name), tiled=True)
 
 
 def device_index(name: str) -> jax.Array | int:
   """Inside `on_each_device`: which part of a logical axis this device has."""
-  return 0 if _whole() else jax.lax.axis_index(RULES[name])
+  return 0 if _whole() else jax.lax.axis_index(_axes(name))
+
+
+def moved(x: Any, name: str, pairs: Sequence[tuple[int, int]]) -> Any:
+  """Inside `on_each_device`: what device a has goes to device b, for (a, b) of those that split a logical axis."""
+  return x if _whole() else jax.lax.ppermute(x, _axes(name), pairs)
+
+
+def gathered(x: Any, name: str) -> Any:
+  """Inside `on_each_device`: the parts of all devices that split a logical axis, on a new first axis."""
+  return x[None] if _whole() else jax.lax.all_gather(x, _axes(name))
+
+
+def scatter_sum(x: jax.Array, name: str) -> jax.Array:
+  """Inside `on_each_device`: the sum of x over those devices, of which each gets its entry of the first axis."""
+  return x[0] if _whole() else jax.lax.psum_scatter(x, _axes(name), tiled=False)
 
 
 def _whole() -> bool:
@@ -308,10 +345,10 @@ def global_batch(mesh: Mesh, rows: dict[str, np.ndarray], batch_size: int) -> di
   return {key: assemble(value) for key, value in rows.items()}
 
 
-def batch_ways() -> int:
-  """Returns into how many parts the mesh in use splits a batch."""
+def ways(name: str) -> int:
+  """Returns into how many parts the mesh in use splits a logical axis."""
   mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _BATCH)
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _axes(name))
 
 
 def check_divisible(config: Config, mesh: Mesh) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.config import ModelConfig, UserError
+from lmjax.models import ring
 from lmjax.models.blockwise import blockwise_attention
 from lmjax.models.layers import Einsum, Norm, residual_std
 from lmjax.models.masks import AttentionSpec, alibi_slopes, seen
@@ -161,7 +162,7 @@ class Attention(nn.Module):
       return dot_product_attention(
           q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT=positions_BT, key_positions_BS=key_positions_BS,
           segment_ids_BT=context.segment_ids_BT, prefix_BS=context.prefix_BT, bias_BNTS=context.bias_BNTS,
-          implementation=cfg.attention_impl if cache is None else "xla")
+          implementation=cfg.attention_impl if cache is None else "xla", context_attention=cfg.context_attention)
     return _by_kind(local, attend), cache
 
 
@@ -188,7 +189,8 @@ def dot_product_attention(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, spec: AttentionSpec, *,
     query_positions_BT: jax.Array | None = None, key_positions_BS: jax.Array | None = None,
     segment_ids_BT: jax.Array | None = None, key_segment_ids_BS: jax.Array | None = None,
-    prefix_BS: jax.Array | None = None, bias_BNTS: jax.Array | None = None, implementation: str = "auto") -> jax.Array:
+    prefix_BS: jax.Array | None = None, bias_BNTS: jax.Array | None = None, implementation: str = "auto",
+    context_attention: str = "ring") -> jax.Array:
   """Softmax(scale q k^T + bias) v under the mask that `spec`, positions and segment ids describe.
 
   Args:
@@ -205,6 +207,7 @@ def dot_product_attention(
     bias_BNTS: added to the scores; with it, all scores are made at once.
     implementation: "auto", "xla" (all scores at once), "chunked" (a block of scores at a time, made again in the
       backward pass), or "cudnn" (fused, NVIDIA).
+    context_attention: "ring" or "gather", how keys and values reach queries where the length is split (ring.py).
 
   Returns:
     [B, T, N, H] in the queries' type.
@@ -218,11 +221,14 @@ def dot_product_attention(
   if bias_BNTS is not None:
     return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS,
                 prefix_BS, bias_BNTS)
+  in_order = query_positions_BT is None and key_positions_BS is None
+  if in_order and implementation in ("auto", "chunked") and ring.is_served(q_BTNH, k_BSKH):
+    return ring.split_attention(q_BTNH, k_BSKH, v_BSKH, spec, context_attention == "gather", segment_ids_BT, prefix_BS)
   if implementation == "auto":
     implementation = _choose(q_BTNH, spec, query_positions_BT, segment_ids_BT)
   if implementation == "cudnn":
     return _cudnn(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, segment_ids_BT)
-  if implementation == "chunked" and query_positions_BT is None and key_positions_BS is None:
+  if implementation == "chunked" and in_order:
     groups = q_BTNH.shape[2] // k_BSKH.shape[2]
     each = lambda x: jnp.repeat(x, groups, axis=2) if groups > 1 else x
     return blockwise_attention(q_BTNH, each(k_BSKH), each(v_BSKH), spec, segment_ids_BT, prefix_BS)

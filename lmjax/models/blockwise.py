@@ -27,17 +27,21 @@ _CPU_SCORES = 2 ** 19
 _UNSEEN = -1e30
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
   """What tells rows apart besides q, k and v; None where nothing does.
 
   Attributes:
-    segment_ids: [..., T]; a query sees keys of its own segment.
+    query_segments: [..., T]; a query sees keys of its own segment.
+    key_segments: [..., T].
     slopes: [..., 1, 1] ALiBi slope of the row's head.
     prefix: [..., T] booleans; a query sees keys of the prefix wherever they stand.
+    shift: [] how much further on in the text the queries stand than the keys; None where both are the same part of it.
   """
-  segment_ids: jax.Array | None
+  query_segments: jax.Array | None
+  key_segments: jax.Array | None
   slopes: jax.Array | None
   prefix: jax.Array | None
+  shift: jax.Array | None = None
 
 
 def blockwise_attention(q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array, spec: AttentionSpec,
@@ -62,11 +66,11 @@ def blockwise_attention(q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array,
   slopes = jnp.asarray(alibi_slopes(N)).reshape(1, N, 1, 1) if spec.alibi else None
   together = _rows_together(B * N, T)
   if together == B * N:
-    return heads_first(_attend(spec, _all_at_once, q, k, v, _Rows(ids, slopes, prefix)))
+    return heads_first(_attend(spec, _all_at_once, q, k, v, Rows(ids, ids, slopes, prefix)))
   # One head's scores after another's, so that those of a block are still in the cache when they are used.
   fold = lambda x: None if x is None else jnp.broadcast_to(x, (B, N, *x.shape[2:])).reshape(
       B * N // together, together, *x.shape[2:])
-  args = jax.tree.map(fold, (q, k, v, _Rows(ids, slopes, prefix)))
+  args = jax.tree.map(fold, (q, k, v, Rows(ids, ids, slopes, prefix)))
   return heads_first(_attend(spec, _in_turn, *args).reshape(B, N, T, H))
 
 
@@ -93,12 +97,12 @@ def _attend(spec, run, q, k, v, rows):
 
 
 def _attend_fwd(spec, run, q, k, v, rows):
-  y, log_sums = (checkpoint_name(x, "attention") for x in run(functools.partial(_forward, spec), q, k, v, rows))
+  y, log_sums = (checkpoint_name(x, "attention") for x in run(functools.partial(forward, spec), q, k, v, rows))
   return y, (q, k, v, rows, y, log_sums)
 
 
 def _attend_bwd(spec, run, saved, dy):
-  return *run(functools.partial(_backward, spec), *saved, dy), None
+  return *run(functools.partial(backward, spec), *saved, dy), None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
@@ -112,12 +116,13 @@ def _in_turn(function, *args):
   return jax.lax.map(lambda one: function(*one), args)
 
 
-def _forward(spec, q, k, v, rows):
+def forward(spec: AttentionSpec, q: jax.Array, k: jax.Array, v: jax.Array,
+            rows: Rows) -> tuple[jax.Array, jax.Array]:
   """Returns y [..., T, H] and the logarithms [..., T] of the softmax sums, a block of queries at a time."""
   length = q.shape[-2]
   outputs = []
   for start, stop in _blocks(length):
-    low, high = spec.keys_of(start, stop, length)
+    low, high = spec.keys_of(start, stop, length) if rows.shift is None else (0, length)
     raw = jnp.einsum("...th,...sh->...ts", q[..., start:stop, :], k[..., low:high, :],
                      preferred_element_type=jnp.float32)
     scores, _ = _scores(spec, raw, rows, (start, stop), (low, high), -2, -1)
@@ -130,14 +135,18 @@ def _forward(spec, q, k, v, rows):
   return jnp.concatenate(y, axis=-2), jnp.concatenate(log_sums, axis=-1)
 
 
-def _backward(spec, q, k, v, rows, y, log_sums, dy):
-  """Returns dq, dk, dv, a block of keys at a time; scores lie transposed, [..., S, T], as most products want them."""
+def backward(spec: AttentionSpec, q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows, y: jax.Array,
+             log_sums: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns dq, dk, dv, a block of keys at a time; scores lie transposed, [..., S, T], as most products want them.
+
+  Where k and v are only some of the keys, y and log_sums are those over all of them.
+  """
   length = q.shape[-2]
   blocks = _blocks(length)
   mean = jnp.sum((dy * y).astype(jnp.float32), axis=-1)[..., None, :]
   dq, dk, dv = [0.0] * len(blocks), [], []
   for start, stop in blocks:
-    low, high = spec.queries_of(start, stop, length)
+    low, high = spec.queries_of(start, stop, length) if rows.shift is None else (0, length)
     keys, values, queries, out = (x[..., a:b, :] for x, a, b in (
         (k, start, stop), (v, start, stop), (q, low, high), (dy, low, high)))
     raw = jnp.einsum("...sh,...th->...st", keys, queries, preferred_element_type=jnp.float32)
@@ -165,10 +174,12 @@ def _scores(spec, raw, rows, queries, keys, query_axis, key_axis):
     raw, slope = spec.softcap * squashed, 1.0 - jnp.square(squashed)
   query_at, key_at = (jnp.expand_dims(jnp.arange(*span), axis) for span, axis in
                       ((queries, key_axis), (keys, query_axis)))
+  if rows.shift is not None:
+    query_at = query_at + rows.shift
   if spec.alibi:
     raw = raw - rows.slopes * jnp.abs(query_at - key_at).astype(jnp.float32)
   at = lambda values, span, axis: jnp.expand_dims(values[..., slice(*span)], axis)
   sees = seen(spec, query_at, key_at, None if rows.prefix is None else at(rows.prefix, keys, query_axis))
-  if rows.segment_ids is not None:
-    sees = sees & (at(rows.segment_ids, queries, key_axis) == at(rows.segment_ids, keys, query_axis))
+  if rows.query_segments is not None:
+    sees = sees & (at(rows.query_segments, queries, key_axis) == at(rows.key_segments, keys, query_axis))
   return jnp.where(sees, raw, _UNSEEN), slope

@@ -113,7 +113,7 @@ def _dropless(cfg: ModelConfig, x_BTD: jax.Array, experts_BTK: jax.Array, gates_
     y_MD = _ragged_mlp(cfg, rows(x_BTD), rows(mine_BTK), rows(gates_BTK), kernels)
     return partitioning.scatter_sum_rows(partitioning.sum_over(y_MD.reshape(x_BTD.shape), "act_mlp"), "expert")
 
-  B, ways = x_BTD.shape[0], partitioning.batch_ways()
+  B, ways = x_BTD.shape[0], partitioning.ways("batch")
   # A batch that does not divide, as in decoding, is filled up with rows that no expert takes.
   full = lambda x, value: jnp.pad(x, [(0, -B % ways), (0, 0), (0, 0)], constant_values=value)
   tokens, into, down = ("batch", "length", None), ("expert", "act_embed", "act_mlp"), ("expert", "act_mlp", "act_embed")

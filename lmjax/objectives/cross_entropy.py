@@ -3,7 +3,7 @@
 Logits of all positions never exist together. The backward pass costs no second projection: a chunk's gradients are
 taken while its logits are at hand, so that forward and backward make three matrix products in all.
 
-Shapes: B batch, T length, C positions of a chunk, D model width, V vocabulary, G parts of the batch on the mesh.
+Shapes: B batch, T length, C positions of a chunk, D model width, V vocabulary, G parts of batch and length on the mesh.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lmjax.config import ModelConfig, ObjectiveConfig
 from lmjax.models.products import transposed, vocabulary_logits
-from lmjax.partitioning import batch_ways, constrain, platform
+from lmjax.partitioning import constrain, platform, ways
 
 # Elements of a chunk's logits on a device that the automatic choice aims for. On a CPU they stay in its cache.
 _CHUNK_ELEMENTS = {"cpu": 2 ** 21, "gpu": 2 ** 27, "tpu": 2 ** 27}
@@ -90,11 +90,16 @@ def _over_chunks(x, w, bias, targets, weights, options, with_grads):
   size = chunk_size(B, T, w.shape[0], options.chunk)
   # A projection that is split over its width is gathered once here, not for every chunk.
   w_cast = constrain(w.astype(x.dtype), "vocab", "act_embed")
-  one = functools.partial(_chunk, w_VD=w_cast, bias_V=bias, options=options, with_grads=with_grads)
+  parts = _length_parts(T)
+  one = functools.partial(_chunk, w_VD=w_cast, bias_V=bias, options=options, length_parts=parts, with_grads=with_grads)
   if size == T:
     return one(x, targets, weights)
+  # A chunk has some positions of each part of the length, so that every device has work in each.
   count = T // size
-  split = lambda a: a.reshape(B, count, size, *a.shape[2:]).swapaxes(0, 1)
+  split = lambda a: jnp.moveaxis(a.reshape(B, parts, count, size // parts, *a.shape[2:]), 2, 0).reshape(
+      count, B, size, *a.shape[2:])
+  join = lambda a: jnp.moveaxis(a.reshape(count, B, parts, size // parts, *a.shape[3:]), 0, 2).reshape(
+      B, T, *a.shape[3:])
 
   def body(carry, chunk):
     sums, dx, of_output = one(*chunk)
@@ -103,18 +108,27 @@ def _over_chunks(x, w, bias, targets, weights, options, with_grads):
 
   zero = jnp.zeros((), jnp.float32)
   zero_db = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
-  start = ((zero, (zero, zero, zero)), (_zero_dw(w), zero_db) if with_grads else None)
+  start = ((zero, (zero, zero, zero)), (_zero_dw(w, parts), zero_db) if with_grads else None)
   (sums, of_output), dx = jax.lax.scan(body, start, (split(x), split(targets), split(weights)))
-  return sums, (dx.swapaxes(0, 1).reshape(x.shape) if with_grads else None), of_output
+  return sums, (join(dx) if with_grads else None), of_output
 
 
 def chunk_size(batch: int, length: int, vocab: int, asked: int | None) -> int:
-  """Returns the largest divisor of the length that is at most what was asked for, or that keeps the logits small."""
-  limit = asked or max(1, _CHUNK_ELEMENTS[platform()] * batch_ways() // (batch * vocab))
-  return next(size for size in range(min(limit, length), 0, -1) if length % size == 0)
+  """Returns the largest divisor of the length that is at most what was asked for, or that keeps the logits small.
+
+  It is a multiple of the parts that the mesh splits the length into.
+  """
+  parts = _length_parts(length)
+  limit = asked or max(1, _CHUNK_ELEMENTS[platform()] * ways("batch") * parts // (batch * vocab))
+  return parts * next(size for size in range(max(min(limit, length) // parts, 1), 0, -1) if length // parts % size == 0)
 
 
-def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, bias_V, options, with_grads):
+def _length_parts(length: int) -> int:
+  """Returns into how many parts the mesh splits so many positions: those at chosen places may not divide."""
+  return 1 if length % ways("length") else ways("length")
+
+
+def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, bias_V, options, length_parts, with_grads):
   logits = constrain(vocabulary_logits(x_BCD, w_VD, bias_V, options.softcap), "batch", "length", "act_vocab")
   vocab, smoothing = w_VD.shape[0], options.label_smoothing
   hit = jnp.arange(vocab) == targets_BC[..., None]
@@ -143,15 +157,26 @@ def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, bias_V, options, with_grads):
   db = None if bias_V is None else constrain(jnp.sum(d_logits, (0, 1)), "act_vocab")
   d_logits = d_logits.astype(x_BCD.dtype)
   dx = jnp.einsum("BCV,VD->BCD", d_logits, w_VD)
-  parts = lambda a: a.reshape(batch_ways(), -1, *a.shape[1:])
+  parts = functools.partial(_device_parts, length_parts=length_parts)
   # Written so that the product contracts the last axis of its first operand, which a CPU is fastest at.
   x_GDBC = transposed(parts(x_BCD), (0, 3, 1, 2))
   dw = jnp.einsum("GDBC,GBCV->GDV", x_GDBC, parts(d_logits), preferred_element_type=jnp.float32)
   if platform() == "cpu":  # The transposition of dw must not be folded into the product, which bfloat16 does not allow.
     dw = jax.lax.optimization_barrier(dw)
-  return sums, dx, (constrain(dw, "batch", None, "act_vocab"), db)
+  return sums, dx, (constrain(dw, _parts_name(length_parts), None, "act_vocab"), db)
 
 
-def _zero_dw(w_VD: jax.Array) -> jax.Array:
-  zeros = jnp.zeros((batch_ways(), *w_VD.shape[::-1]), jnp.float32)
-  return constrain(zeros, "batch", None, "act_vocab")
+def _device_parts(a_BCX: jax.Array, length_parts: int) -> jax.Array:
+  """Returns [G, B of a part, C of a part, X]: what each device has of those that split batch and length."""
+  B, C, X = a_BCX.shape
+  a = a_BCX.reshape(ways("batch"), B // ways("batch"), length_parts, C // length_parts, X).swapaxes(1, 2)
+  return a.reshape(-1, *a.shape[2:])
+
+
+def _zero_dw(w_VD: jax.Array, length_parts: int) -> jax.Array:
+  zeros = jnp.zeros((ways("batch") * length_parts, *w_VD.shape[::-1]), jnp.float32)
+  return constrain(zeros, _parts_name(length_parts), None, "act_vocab")
+
+
+def _parts_name(length_parts: int) -> str:
+  return "batch_length" if length_parts > 1 else "batch"

@@ -216,7 +216,7 @@ def _saved(setup: train.Setup, batch: dict) -> float:
     saved = jax.tree.leaves(jax.eval_shape(residuals, plain, rows))
     known = {leaf.shape for leaf in jax.tree.leaves(params)}
     mine = [leaf for leaf in saved if leaf.shape not in known]
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in mine) / partitioning.batch_ways()
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in mine) / partitioning.ways("batch")
 
 
 def _flops(config: Config) -> float:
