@@ -184,6 +184,11 @@ class ModelConfig:
   remat_policy: str = setting(
       "products", "What the backward pass makes again: none of it (most memory), all but the results of matrix "
       "products (cheap), or the full block (least memory, a third more work).", choices=("none", "products", "full"))
+  stage_microbatches: int | None = setting(
+      None, "Parts of a microbatch that pass through the stages of mesh.stage one after another, a multiple of their "
+      "number; None means up to eight a stage.", low=1, high=_MAX_SIZE)
+  stage_repeats: int = setting(1, "How often each of them goes through all stages: with more than once (the circular "
+                               "schedule) less time is idle, and more is sent.", low=1, high=_MAX_SIZE)
   scan_layers: bool = setting(True, "Loop over the layers (compile time does not grow) or unroll them.")
 
 

@@ -159,10 +159,24 @@ def platform() -> str:
   return _platform.get() or jax.default_backend()
 
 
+def num_stages() -> int:
+  """Returns how many stages the mesh in use has for layers; within one, 1."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty or _in_stage.get() else mesh.shape["stage"]
+
+
+def in_stage() -> bool:
+  """Is this traced inside `each_stage`?"""
+  return _in_stage.get()
+
+
 @contextlib.contextmanager
-def each_stage() -> Iterator[None]:
-  """Makes logical axes leave out the mesh axis of stages, for what is traced inside: work that each does for itself."""
-  token = _in_stage.set(True)
+def each_stage(inside: bool = True) -> Iterator[None]:
+  """Makes logical axes leave out the mesh axis of stages, for what is traced inside: work that each does for itself.
+
+  What is traced later, as a backward pass of one's own is, has to be put inside again.
+  """
+  token = _in_stage.set(inside)
   try:
     yield
   finally:
@@ -373,9 +387,42 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
   if microbatch % ways:
     raise UserError(
         f"config.train.batch_size = {train.batch_size} in {train.grad_accum_steps} microbatch(es) makes {microbatch} "
-        f"sequences at a time, which do not split over the {ways} devices of mesh axes replica * data * fsdp * expert; "
+        f"sequences at a time, which do not split over the {ways} devices of mesh axes {' * '.join(_BATCH)}; "
         f"make batch_size a multiple of {ways * train.grad_accum_steps}.")
+  _check_length(config, mesh.shape["context"])
+  _check_stages(config, mesh.shape["stage"], microbatch // ways)
   if eval_batch_size(config) % ways:
     raise UserError(
         f"An evaluation takes {eval_batch_size(config)} sequences at a time (config.eval.batch_size), which do not "
         f"split over the {ways} devices of mesh axes replica * data * fsdp * expert; make it a multiple of {ways}.")
+
+
+def _check_length(config: Config, context: int) -> None:
+  if context == 1:
+    return
+  asked = f"config.mesh.context is {context}"
+  if config.data.seq_len % (2 * context):
+    raise UserError(f"{asked}, so config.data.seq_len = {config.data.seq_len} must be a multiple of {2 * context}.")
+  if config.model.architecture == "xlnet":
+    raise UserError(f"{asked}, but XLNet's attention is not split over the length; use other mesh axes.")
+  if config.model.attention_impl not in ("auto", "chunked", "xla"):
+    raise UserError(f"{asked}, over which config.model.attention_impl = {config.model.attention_impl} does not work; "
+                    "use auto.")
+
+
+def _check_stages(config: Config, stages: int, rows: int) -> None:
+  """Raises a UserError where layers or microbatches do not divide by the stages; rows are those of a device."""
+  if stages == 1:
+    return
+  model, asked = config.model, f"config.mesh.stage is {stages}"
+  if model.architecture == "xlnet" or model.share_layers or model.num_future > 1:
+    raise UserError(f"{asked}, but XLNet, shared layers and the blocks of num_future are not split into stages; use "
+                    "other mesh axes.")
+  for name in ("num_layers", *(["num_decoder_layers"] if model.architecture == "encoder_decoder" else [])):
+    if getattr(model, name) % (stages * model.stage_repeats):
+      raise UserError(f"{asked} and config.model.stage_repeats {model.stage_repeats}, whose product does not divide "
+                      f"config.model.{name} = {getattr(model, name)}.")
+  count = model.stage_microbatches
+  if count and (count % stages or rows % (count // stages)):
+    raise UserError(f"config.model.stage_microbatches is {count}, but it must be a multiple of config.mesh.stage = "
+                    f"{stages} and divide the {rows * stages} sequences that {stages} devices have.")

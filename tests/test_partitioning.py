@@ -22,7 +22,6 @@ def test_an_axis_of_minus_one_takes_what_is_left():
     (dict(data=-1, tensor=3), "asks for data=-1 \\* tensor=3, which does not fit 8"),
     (dict(data=2, fsdp=2), "data=2 \\* fsdp=2, which does not fit 8"),
     (dict(data=1), "all axes 1, which does not fit 8"),
-    (dict(stage=2), "splitting over stage is not supported yet"),
 ])
 def test_sizes_that_do_not_fit_are_refused(sizes, told):
   with pytest.raises(UserError, match=told):
@@ -44,6 +43,12 @@ def resolved(**groups) -> Config:
     (dict(model=dict(embed_dim=36), mesh=dict(fsdp=8, data=1)), "model.embed_dim is 36.*mesh.fsdp = 8"),
     (dict(train=dict(batch_size=12)), "makes 12 sequences.*multiple of 8"),
     (dict(train=dict(batch_size=24, grad_accum_steps=2)), "2 microbatch.*makes 12.*multiple of 16"),
+    (dict(data=dict(seq_len=36), mesh=dict(data=2, context=4)), "seq_len = 36 must be a multiple of 8"),
+    (dict(model=dict(attention_impl="cudnn"), mesh=dict(data=4, context=2)), "attention_impl = cudnn does not work"),
+    (dict(mesh=dict(data=2, stage=4)), "does not divide config.model.num_layers = 2"),
+    (dict(model=dict(stage_repeats=2), mesh=dict(data=4, stage=2)), "stage_repeats 2.*num_layers = 2"),
+    (dict(model=dict(share_layers=True), mesh=dict(data=4, stage=2)), "shared layers.*not split into stages"),
+    (dict(model=dict(stage_microbatches=3), mesh=dict(data=4, stage=2)), "must be a multiple of config.mesh.stage = 2"),
 ])
 def test_what_does_not_divide_is_refused_before_anything_is_made(groups, told):
   config = resolved(**groups)

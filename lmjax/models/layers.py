@@ -167,7 +167,7 @@ class Embed(nn.Module):
       x = self.norm(x)
     if cfg.embedding_dim != cfg.embed_dim:
       x = self.projection(x)
-    return constrain(x, "batch", "length", "act_embed")
+    return constrain(x, "batch", "stream_length", "act_embed")
 
 
 def token_table(module: nn.Module) -> jax.Array:

@@ -8,8 +8,8 @@ A causal sequence of 2C chunks on C devices is so dealt that device d has chunks
 the same work, where in order the last would have twice the mean (as in section 3.3.2 there). Only inside of this
 function is the order another: q, k and v come, and the result goes, in the order of the text.
 
-Shapes: B batch, T length, N heads, K key-value heads, H head width, C devices that split the length, L = T / 2C length of
-a chunk; "2" is a device's two chunks.
+Shapes: B batch, T length, N heads, K key-value heads, H head width, C devices that split the length, L = T / 2C length
+of a chunk; "2" is a device's two chunks.
 """
 
 import functools
@@ -57,25 +57,26 @@ def split_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, spe
   sides = {"segments": segment_ids_BT, "prefix": prefix_BT,
            "slopes": jnp.asarray(alibi_slopes(N)) if spec.alibi else None}
   sides = {name: value for name, value in sides.items() if value is not None}
-  return _attend((spec, gather), q_BTNH * spec.scale_of(H), k_BTKH, v_BTKH, sides)
+  return _attend((spec, gather), partitioning.in_stage(), q_BTNH * spec.scale_of(H), k_BTKH, v_BTKH, sides)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(how, q, k, v, sides):
-  return _attend_fwd(how, q, k, v, sides)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(how, in_stage, q, k, v, sides):
+  return _attend_fwd(how, in_stage, q, k, v, sides)[0]
 
 
-def _attend_fwd(how, q, k, v, sides):
+def _attend_fwd(how, in_stage, q, k, v, sides):
   run = _on_devices(functools.partial(_forward, *how), (_QUERIES, _KEYS, _KEYS), sides, [_QUERIES, _SUMS])
   y, log_sums = (checkpoint_name(x, "attention") for x in run(q, k, v, *sides.values()))
   return y, (q, k, v, sides, y, log_sums)
 
 
-def _attend_bwd(how, saved, dy):
+def _attend_bwd(how, in_stage, saved, dy):
   q, k, v, sides, y, log_sums = saved
-  run = _on_devices(functools.partial(_backward, *how), (_QUERIES, _KEYS, _KEYS, _QUERIES, _SUMS, _QUERIES), sides,
-                    [_QUERIES, _KEYS, _KEYS])
-  return *run(q, k, v, y, log_sums, dy, *sides.values()), None
+  with partitioning.each_stage(in_stage):
+    run = _on_devices(functools.partial(_backward, *how), (_QUERIES, _KEYS, _KEYS, _QUERIES, _SUMS, _QUERIES), sides,
+                      [_QUERIES, _KEYS, _KEYS])
+    return *run(q, k, v, y, log_sums, dy, *sides.values()), None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

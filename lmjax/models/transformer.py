@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lmjax import partitioning
 from lmjax.config import ModelConfig, fill_sizes
+from lmjax.models import pipeline
 from lmjax.models.attention import Attention, Context, KVCache
 from lmjax.models.heads import TaskHead
 from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, initial_std, param
@@ -79,14 +80,18 @@ class Block(nn.Module):
       if self.cross:
         x = self._part(x, "cross_attention", cross_attention, norm, drop)
       x = self._part(x, "mlp", mlp, norm, drop)
-    return (constrain(x, "batch", "length", "act_embed"), cache), None
+    return (_stream(x), cache), None
 
   def _part(self, x, name, function, norm, drop):
     block = self.cfg.block
     if block == "post":
-      return norm(f"{name}_norm")(x + drop(function(x)))
+      return norm(f"{name}_norm")(_stream(x + drop(function(x))))
     y = function(x if block == "inner" else norm(f"{name}_norm")(x))
-    return x + drop(y if block == "pre" else norm(f"{name}_out_norm")(y))
+    return _stream(x + drop(y if block == "pre" else norm(f"{name}_out_norm")(y)))
+
+
+def _stream(x: jax.Array) -> jax.Array:
+  return constrain(x, "batch", "stream_length", "act_embed")
 
 
 def stack(cfg: ModelConfig, num_layers: int, causal: bool = True, cross: bool = False) -> nn.Module:
@@ -169,10 +174,32 @@ class Transformer(nn.Module):
     x_BTD = self.embed_dropout(self.embed(tokens_BT, positions_BT, token_types_BT))
     context = Context(positions_BT, segment_ids_BT, self._bias(tokens_BT, positions_BT, cache), encoded_BSD,
                       encoded_segment_ids_BS, prefix_BT)
-    (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(self.cfg.num_layers), context)
+    if cache is None and not self.is_initializing() and pipeline.is_served(x_BTD.shape[0]):
+      x_BTD = self._in_stages(x_BTD, context)
+    else:
+      (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(self.cfg.num_layers), context)
     if self.is_initializing() and self.cfg.num_future > 1:
       self.future(x_BTD, context)
     return x_BTD, cache, context
+
+  def _in_stages(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    cfg, reports = self.cfg, self.is_mutable_collection(ROUTER) and self.cfg.num_experts
+
+    def layers(params, x, numbers, context, key):
+      kind = repeat(cfg, Block, len(numbers))
+      some = kind(cfg, cfg.architecture == "decoder", self.cross, parent=None)
+      ((x, _), _), reported = some.apply(
+          {"params": params}, (x, None), numbers, context, rngs=None if key is None else {"dropout": key},
+          mutable=[ROUTER] if reports else [])
+      return x, reported[ROUTER]["mlp"]["stats"] if reports else {}
+
+    x_BTD, stats = pipeline.run(
+        layers, self.layers.variables["params"], x_BTD, context,
+        self.make_rng("dropout") if self.has_rng("dropout") else None, cfg.stage_microbatches, cfg.stage_repeats,
+        functools.partial(jax.checkpoint, policy=REMAT_POLICIES.get(cfg.remat_policy, _saves_products)))
+    if reports:
+      self.sow(ROUTER, "stats", stats, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    return x_BTD
 
   def _normed(self, x: jax.Array) -> jax.Array:
     return x if self.cfg.block == "post" else self.final_norm(x)

@@ -2,7 +2,7 @@
 
 They are read from the program's text (HLO). What stands in the body of a loop runs as often as the loop goes round: the
 number that the compiler writes beside it, or that its condition compares with. A collective that goes on while others
-compute stands in the text several times under the number of one channel, and counts once. Bytes are what one device
+compute stands in several fusions under the number of one channel, and counts once. Bytes are what one device
 sends, in the ring algorithms that reach the lower bound (Chan et al. 2007, Collective communication: theory, practice,
 and experience): of an array of n bytes, shared by g devices, n (g - 1) / g for an all-gather, a reduce-scatter and an
 all-to-all, twice that for an all-reduce, and n for a permutation.
@@ -53,6 +53,7 @@ def collectives(text: str, shape: dict[str, int], near: int) -> list[Collective]
     near: devices that fast links join, in the order of the mesh.
   """
   bodies, channels = _bodies(text), {}
+  fusions = {called for line in text.splitlines() if " fusion(" in line for _, called in _CALLED.findall(line)}
   for name, times in _times(bodies).items():
     for number, line in enumerate(bodies[name]):
       if between := _BETWEEN_SLICES.search(line):
@@ -65,7 +66,8 @@ def collectives(text: str, shape: dict[str, int], near: int) -> list[Collective]
       if groups.shape[1] < 2:
         continue
       channel = re.search(r"channel_id=(\d+)", line)
-      key = channel[1] if channel else (name, number)
+      # Elsewhere than in fusions channels do not tell: those of shard_map all have the same.
+      key = channel[1] if channel and name in fusions else (name, number)
       sent = _sent(match[2], _array_bytes(match[1], bool(match[3])), groups.shape[1])
       crosses = bool(np.any(groups // near != groups[:, :1] // near))
       one = Collective(match[2], _axes(groups, shape), times, sent, crosses)
