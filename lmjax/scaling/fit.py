@@ -9,6 +9,7 @@ Key: B batch (data sets or starts), R rows, P parameters.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -161,9 +162,19 @@ def _best(law, logs, target, delta, bounds, starts):
     slope = -np.clip(residuals, -delta, delta) @ jacobian[0]
     return huber(residuals, delta).sum() / delta ** 2, slope / delta ** 2
 
-  ends = [optimize.minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds,
-                            options={"ftol": 1e-14, "gtol": 1e-8, "maxiter": 300, "maxfun": 600}) for start in starts]
+  # For a handful of numbers BLAS wakes every core, which on a busy machine takes sixty times as long.
+  with _blas().limit(limits=1):
+    ends = [optimize.minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds,
+                              options={"ftol": 1e-14, "gtol": 1e-8, "maxiter": 300, "maxfun": 600})
+            for start in starts]
   return min(ends, key=lambda end: end.fun).x
+
+
+@functools.cache
+def _blas():
+  import scipy.linalg  # noqa: F401  Its BLAS must be loaded to be found.
+  import threadpoolctl
+  return threadpoolctl.ThreadpoolController()
 
 
 def _distinct(thetas: np.ndarray, objective: np.ndarray) -> np.ndarray:
