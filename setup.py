@@ -47,6 +47,7 @@ setuptools.setup(
         "seqeval",
         "tensorboardX",
         "tensorflow-datasets>=4.9.10",
+        "threadpoolctl",
         "tokenizers",
         "tqdm",
     ],

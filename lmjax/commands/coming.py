@@ -5,9 +5,6 @@ COMING = {
         "run many variants of an experiment",
         "Will run the trials that get_sweep() of --config describes, each a normal run under --workdir, and go on "
         "where it stopped."),
-    "fit": (
-        "fit a scaling law to finished runs",
-        "Will read the runs of a sweep or a CSV file from --input and print the fitted law as JSON."),
     "isoflop": (
         "lay out compute-optimal runs",
         "Will lay out runs of equal compute around the optimum for each of --budgets, from --config."),
