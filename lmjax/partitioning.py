@@ -172,18 +172,20 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(*names))
 
 
-def on_each_device(function: Callable[..., jax.Array], inputs: Sequence[tuple],
-                   output: tuple) -> Callable[..., jax.Array]:
+def on_each_device(function: Callable[..., jax.Array], inputs: Sequence[tuple], output: tuple,
+                   checked: bool = True) -> Callable[..., jax.Array]:
   """Returns a function that runs on every device with that device's parts; without a mesh, `function` itself.
 
   Args:
     function: of arrays, which may call `gather_rows`, `sum_over`, `scatter_sum_rows` and `device_index`.
     inputs: logical axis names of each argument; each must divide.
     output: those of the result.
+    checked: whether JAX checks that devices which share a part of the result make the same; kernels do not say.
   """
   if _whole():
     return function
-  return jax.shard_map(function, in_specs=tuple(spec(*names) for names in inputs), out_specs=spec(*output))
+  return jax.shard_map(function, in_specs=tuple(spec(*names) for names in inputs), out_specs=spec(*output),
+                       check_vma=checked)
 
 
 def gather_rows(x: jax.Array, name: str) -> jax.Array:
