@@ -216,10 +216,11 @@ def dot_product_attention(
     segment_ids_BT = jnp.ones(q_BTNH.shape[:2], key_segment_ids_BS.dtype)
   if prefix_BS is not None:
     spec = dataclasses.replace(spec, prefix=True)
+  positions = query_positions_BT if key_positions_BS is None else key_positions_BS
   if implementation == "auto" and bias_BNTS is None:
-    implementation = _choose(q_BTNH, spec, query_positions_BT, segment_ids_BT)
+    implementation = _choose(q_BTNH, spec, positions, segment_ids_BT)
   if implementation == "splash":
-    return splash_attention(q_BTNH, k_BSKH, v_BSKH, spec, segment_ids_BT, query_positions_BT, bias_BNTS)
+    return splash_attention(q_BTNH, k_BSKH, v_BSKH, spec, segment_ids_BT, positions, bias_BNTS)
   if bias_BNTS is not None:
     return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS,
                 prefix_BS, bias_BNTS)

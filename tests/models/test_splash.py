@@ -89,6 +89,7 @@ def test_a_mesh_over_rows_and_heads_changes_nothing(rows, small_blocks):
     ("prefixes", AttentionSpec(), dict(prefix_BS=jnp.ones((1, 4), bool))),
     ("a relative bias", AttentionSpec(), dict(bias_BNTS=jnp.zeros((1, 2, 4, 4)))),
     ("explicit positions or a key-value cache", AttentionSpec(), dict(query_positions_BT=jnp.zeros((1, 4), jnp.int32))),
+    ("explicit positions or a key-value cache", AttentionSpec(), dict(key_positions_BS=jnp.zeros((1, 4), jnp.int32))),
 ])
 def test_what_the_kernel_does_not_do_is_refused_by_name(told, spec, given):
   x = jnp.zeros((1, 4, 2, 8))
