@@ -173,8 +173,9 @@ class ModelConfig:
                       "of its inputs (fan_in, T5).", choices=("normal", "fan_in"))
   scale_residual_init: bool = setting(
       True, "Whether projections into the residual stream start smaller by sqrt(2 * num_layers), as in GPT-2.")
-  attention_impl: str = setting("auto", "Attention kernel; auto chooses by platform.",
-                                choices=("auto", "xla", "chunked", "cudnn"))
+  attention_impl: str = setting("auto", "Attention kernel: all scores at once (xla), a block at a time in plain JAX "
+                                "(chunked), fused for NVIDIA (cudnn) or TPUs (splash); auto chooses by platform.",
+                                choices=("auto", "xla", "chunked", "cudnn", "splash"))
   context_attention: str = setting(
       "ring", "How keys and values reach all queries where mesh.context splits the length: passed round the devices "
       "(least memory), or gathered by each.", choices=("ring", "gather"))

@@ -205,9 +205,9 @@ def check_objective(config: Any) -> None:
     if objective.name in ("span_corruption", "mixture_of_denoisers") and getattr(config.data, name) == apart:
       raise UserError(f"config.objective.name is {objective.name}, which reads documents joined, but "
                       f"config.data.{name} is {apart}, which keeps them apart; set it to {joined}.")
-  if objective.name == "prefix_lm" and model.attention_impl == "cudnn":
-    raise UserError("config.objective.name is prefix_lm, but config.model.attention_impl is cudnn, which does not do "
-                    "prefixes; set it to auto.")
+  if objective.name == "prefix_lm" and model.attention_impl in ("cudnn", "splash"):
+    raise UserError(f"config.objective.name is prefix_lm, but config.model.attention_impl is {model.attention_impl}, "
+                    "which does not do prefixes; set it to auto.")
   if objective.name != "masked_lm" and objective.sentence_pairs != "none":
     raise UserError(f"config.objective.sentence_pairs is {objective.sentence_pairs}, which config.objective.name = "
                     f"{objective.name} does not tell; set it to none.")

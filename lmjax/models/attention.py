@@ -17,6 +17,7 @@ from lmjax.models.blockwise import blockwise_attention
 from lmjax.models.layers import Einsum, Norm, residual_std
 from lmjax.models.masks import AttentionSpec, alibi_slopes, seen
 from lmjax.models.rope import rotary_angles, rotate
+from lmjax.models.splash import TILE, not_served, splash_attention
 from lmjax.partitioning import constrain, platform
 
 
@@ -206,7 +207,7 @@ def dot_product_attention(
     prefix_BS: booleans of keys that queries see wherever they stand, such as those of a prefix; None means none.
     bias_BNTS: added to the scores; with it, all scores are made at once.
     implementation: "auto", "xla" (all scores at once), "chunked" (a block of scores at a time, made again in the
-      backward pass), or "cudnn" (fused, NVIDIA).
+      backward pass), "cudnn" (fused, NVIDIA), or "splash" (fused, TPU).
     context_attention: "ring" or "gather", how keys and values reach queries where the length is split (ring.py).
 
   Returns:
@@ -218,14 +219,17 @@ def dot_product_attention(
     segment_ids_BT = jnp.ones(q_BTNH.shape[:2], key_segment_ids_BS.dtype)
   if prefix_BS is not None:
     spec = dataclasses.replace(spec, prefix=True)
+  positions = query_positions_BT if key_positions_BS is None else key_positions_BS
+  in_order = positions is None
+  if in_order and bias_BNTS is None and implementation in ("auto", "chunked") and ring.is_served(q_BTNH, k_BSKH):
+    return ring.split_attention(q_BTNH, k_BSKH, v_BSKH, spec, context_attention == "gather", segment_ids_BT, prefix_BS)
+  if implementation == "auto" and bias_BNTS is None:
+    implementation = _choose(q_BTNH, spec, positions, segment_ids_BT)
+  if implementation == "splash":
+    return splash_attention(q_BTNH, k_BSKH, v_BSKH, spec, segment_ids_BT, positions, bias_BNTS)
   if bias_BNTS is not None:
     return _xla(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS,
                 prefix_BS, bias_BNTS)
-  in_order = query_positions_BT is None and key_positions_BS is None
-  if in_order and implementation in ("auto", "chunked") and ring.is_served(q_BTNH, k_BSKH):
-    return ring.split_attention(q_BTNH, k_BSKH, v_BSKH, spec, context_attention == "gather", segment_ids_BT, prefix_BS)
-  if implementation == "auto":
-    implementation = _choose(q_BTNH, spec, query_positions_BT, segment_ids_BT)
   if implementation == "cudnn":
     return _cudnn(q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT, segment_ids_BT)
   if implementation == "chunked" and in_order:
@@ -241,6 +245,8 @@ def _choose(q: jax.Array, spec: AttentionSpec, positions: Any, segment_ids: Any)
   # 128 is what the fused kernels take on every card that has them.
   if platform() == "gpu" and plain and q.dtype != jnp.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
     return "cudnn"
+  if platform() == "tpu" and q.shape[1] % TILE == 0 and not not_served(spec, positions):
+    return "splash"
   return "chunked"
 
 
