@@ -82,7 +82,7 @@ def test_the_clock_leaves_out_compiling_and_pauses(monkeypatch):
     now[0] += seconds
     clock.tick()
   assert clock.rates() == {"tokens_per_second": 100.0, "mfu": 0.2, "data_wait": 0.0}
-  with clock.paused():
+  with clock.paused("saving"):
     now[0] += 50.0
   clock.restart()
   now[0] += 0.5
