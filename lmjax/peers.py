@@ -47,7 +47,7 @@ class Peers:
     self._pause = max(_PAUSE, self.count / _LOOKS_A_SECOND)
     self._said: dict[str, float] = {}
     self._lines: dict[int, dict[str, float]] = {}
-    self._warned: set[int] = set()
+    self._holding: tuple[int | None, int] = (None, 0)  # Who held the others up last, and how many times.
     self._over, self._failing, self._told = threading.Event(), False, False
 
   def __enter__(self) -> "Peers":
@@ -96,7 +96,7 @@ class Peers:
     return f" (process {', '.join(late[:8])}{', ...' if late[8:] else ''} has not begun step {fewest + 1}, others have)"
 
   def slowest(self, step: int) -> dict[str, float]:
-    """Returns the process that is longest away from its devices, and warns of one that the others wait for.
+    """Returns the process that is longest away from its devices; warns of one that the others wait for repeatedly.
 
     What the devices do is the same in all of them, for they wait for each other; what differs is the time of a step in
     which a process waits for data or computes itself, `host_seconds`, next to `step_seconds`, all of it.
@@ -115,11 +115,12 @@ class Peers:
     others = statistics.median(seconds for process, seconds in hosts.items() if process != slow)
     whole = lines[slow]["step_seconds"]
     holds_up = hosts[slow] > _BUSY * whole and others < _IDLE * whole
-    if holds_up and slow not in self._warned:
+    before, times = self._holding
+    self._holding = (slow, times + 1 if slow == before else 1) if holds_up else (None, 0)
+    if self._holding[1] == 2:  # Once may be chance.
       logging.warning(
           "Process %d holds the others up: by step %d it is %.3g s of each step away from its devices, %.3g s of them "
           "waiting for data, where others are %.3g s.", slow, step, hosts[slow], lines[slow]["data_seconds"], others)
-    self._warned = self._warned | {slow} if holds_up else set()
     return {"slowest_process": slow, "slowest_host_seconds": hosts[slow],
             "median_host_seconds": statistics.median(hosts.values())}
 
