@@ -337,6 +337,9 @@ class TrainConfig:
   sample_prompt: str = setting("def ", "Prompt of the sample printed at the end of training.")
   sample_length: int = setting(160, "Length of that sample; 0 prints none.", unit="tokens", low=0)
   compilation_cache: bool = setting(True, "Whether compiled programs are kept on disk between runs.")
+  watchdog_seconds: float = setting(
+      1800.0, "After so long without a step, evaluation or save under way, the stacks of all threads are shown, and "
+      "a run of several processes ends, to be started again; 0 never does.", unit="seconds", low=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,30 +213,49 @@ def versions() -> dict[str, str]:
 
 
 class Clock:
-  """Throughput of the steps between two moments, without the time taken by evaluation, saving and compiling."""
+  """Where the time of a run goes, and the throughput of its steps.
 
-  def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None):
+  Throughput is that of the steps between two moments, without the time taken by evaluation, saving and compiling.
+  """
+
+  # What the time is divided into: all until the first step has ended, for it compiles; of the later steps the wait for
+  # data, and the rest; evaluation; and saving, where the run waits for it.
+  KINDS = ("start", "data", "step", "evaluation", "saving")
+
+  def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None, begun: float = 0.0,
+               before: Mapping[str, float] | None = None):
+    """Begins to count.
+
+    Args:
+      tokens_per_step: tokens of a step over all devices.
+      flops_per_token: for the MFU.
+      peak: FLOP/s of all devices; None where it is unknown.
+      begun: seconds since the run was started, or started again.
+      before: `seconds` of what is behind it.
+    """
     self._tokens, self._flops, self._peak = tokens_per_step, flops_per_token, peak
+    self.seconds = {kind: (before or {}).get(kind, 0.0) for kind in self.KINDS}
     self._recent = self._total = (0, 0.0)
-    self._last, self._waited = None, 0.0
+    self._first, self._last, self._paused = time.perf_counter() - begun, None, False
+    self._waited = self._recent_waited = self._recent_blocked = 0.0
 
   def tick(self) -> None:
-    """Notes that a step has ended. The first one is left out: it compiled."""
+    """Notes that a step has ended."""
     now = time.perf_counter()
-    if self._last is not None:
+    if self._last is None:
+      self.seconds["start"] += now - self._first
+    else:
       seconds = now - self._last
       self._recent = (self._recent[0] + 1, self._recent[1] + seconds)
       self._total = (self._total[0] + 1, self._total[1] + seconds)
-    self._last = now
+      self.seconds["data"] += self._waited
+      self.seconds["step"] += seconds - self._waited
+      self._recent_waited += self._waited
+    self._last, self._waited = now, 0.0
 
   def restart(self) -> None:
-    """Begins a new interval for `rates`."""
-    self._recent, self._waited = (0, 0.0), 0.0
-
-  @property
-  def useful_seconds(self) -> float:
-    """Seconds of all steps but the first, which compiled."""
-    return self._total[1]
+    """Begins a new interval for `rates` and `of_step`."""
+    self._recent, self._recent_waited, self._recent_blocked = (0, 0.0), 0.0, 0.0
 
   @contextlib.contextmanager
   def waiting_for_data(self):
@@ -246,12 +265,27 @@ class Clock:
     self._waited += time.perf_counter() - start
 
   @contextlib.contextmanager
-  def paused(self):
-    """Leaves out what happens inside."""
+  def waiting_for_devices(self):
+    """Counts what happens inside as time that the host waits for its devices."""
     start = time.perf_counter()
     yield
+    self._recent_blocked += 0.0 if self._last is None else time.perf_counter() - start
+
+  @contextlib.contextmanager
+  def paused(self, kind: str):
+    """Leaves out of the steps what happens inside, which is of another of `KINDS`."""
+    start, self._paused = time.perf_counter(), True
+    yield
+    seconds = time.perf_counter() - start
+    self.seconds[kind] += seconds
     if self._last is not None:
-      self._last += time.perf_counter() - start
+      self._last += seconds
+    self._paused = False
+
+  def standing(self) -> float:
+    """Returns the seconds for which no step has ended: 0 before the first has, which compiles, and while paused."""
+    last = self._last
+    return 0.0 if last is None or self._paused else time.perf_counter() - last
 
   def rates(self) -> dict[str, float]:
     """Returns rates since the last `restart`; {} without a step.
@@ -260,11 +294,36 @@ class Clock:
     waited for batches.
     """
     steps, seconds = self._recent
-    return self._rates(steps, seconds) | ({"data_wait": min(1.0, self._waited / seconds)} if steps else {})
+    return self._rates(steps, seconds) | ({"data_wait": min(1.0, self._recent_waited / seconds)} if steps else {})
 
   def overall(self) -> dict[str, float]:
-    """The same since the beginning."""
+    """The same since the beginning, without `data_wait`."""
     return self._rates(*self._total)
+
+  def of_step(self) -> dict[str, float]:
+    """Returns seconds of a step since the last `restart`; {} without one.
+
+    They are `step_seconds`, all of it; `host_seconds`, of them not spent waiting for the devices; and `data_seconds`.
+    """
+    steps, seconds = self._recent
+    return {"step_seconds": seconds / steps, "host_seconds": max(0.0, seconds - self._recent_blocked) / steps,
+            "data_seconds": self._recent_waited / steps} if steps else {}
+
+  def shares(self, since: float) -> tuple[dict[str, float], float]:
+    """Returns where the time since a moment went, and goodput, the share that went into steps that were kept.
+
+    Args:
+      since: when the run was first started, in seconds since the epoch.
+
+    Returns:
+      `seconds_KIND` of each of `KINDS`, and `seconds_other`: the run stood still, or did again what it had done, or
+      something that is none of these. All add up to that time.
+    """
+    kept = sum(self.seconds.values())
+    elapsed = max(time.time() - since, kept, 1e-9)
+    seconds = {**self.seconds, "other": elapsed - kept}
+    return ({f"seconds_{kind}": value for kind, value in seconds.items()},
+            (self.seconds["data"] + self.seconds["step"]) / elapsed)
 
   def _rates(self, steps: int, seconds: float) -> dict[str, float]:
     if not steps:

@@ -32,6 +32,9 @@ _FIRST, _AVERAGE = ("loss", "perplexity", "bits_per_byte", "accuracy"), "tasks/a
 _EXACT = ("Learning rate",)
 # Metrics of tasks that share an axis.
 _SHARES = ("f1", "f1_macro", "matthews", "spearman", "span_f1", "rougeL", "exact_match")
+# Where the time of a run goes, as `metrics.Clock` divides it.
+_TIMES = {"start": "start and compiling", "data": "waiting for data", "step": "steps", "evaluation": "evaluation",
+          "saving": "saving checkpoints", "other": "stopped, done again, other"}
 _SERIES = [f"#0102{10 + i:02x}" for i in range(6)]
 
 
@@ -107,7 +110,8 @@ def page(run: Run) -> str:
   """Returns the page as HTML."""
   title = html.escape(run.name)
   sections = [
-      f"<h1>{title}</h1>", _headline(run), _evaluations(run), f'<div class="charts">{"".join(_charts(run))}</div>',
+      f"<h1>{title}</h1>", _headline(run), _evaluations(run), _time(run), _processes(run),
+      f'<div class="charts">{"".join(_charts(run))}</div>',
       _samples(run), _config(run), _result(run)]
   return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
           f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
@@ -190,6 +194,34 @@ def _evaluations(run: Run) -> str:
     rows.append(f'<tr><th>average of tasks</th><td colspan="{len(names)}">{_number(average)}</td></tr>')
   return (f'<h2>Last evaluation</h2><div class="scroll"><table><tr><th>set</th>{head}</tr>{"".join(rows)}</table>'
           "</div>")
+
+
+def _time(run: Run) -> str:
+  """Returns where the time went since the run was first started, as a bar and a table."""
+  found = {kind: run.result.get(f"seconds_{kind}", run.last(f"seconds_{kind}")) for kind in _TIMES}
+  total = sum(found.values()) if None not in found.values() else 0.0
+  if not total:
+    return ""
+  bar = "".join(f'<span style="flex: {seconds / total:.4f}; background: var(--series-{i})" '
+                f'title="{_TIMES[kind]}"></span>' for i, (kind, seconds) in enumerate(found.items()))
+  rows = "".join(f'<tr><th><span class="key" style="background: var(--series-{i})"></span>{_TIMES[kind]}</th>'
+                 f"<td>{seconds:,.1f} s</td><td>{_percent(seconds / total)}</td></tr>"
+                 for i, (kind, seconds) in enumerate(found.items()))
+  return (f'<h2>Where the time went</h2><div class="bar">{bar}</div><div class="scroll"><table>{rows}'
+          f"<tr><th>since the first start</th><td>{total:,.1f} s</td><td></td></tr></table></div>")
+
+
+def _processes(run: Run) -> str:
+  """Returns which processes were longest away from their devices, of a run that had several."""
+  if "slowest_process" not in run.curves:
+    return ""
+  slowest, seconds = run.curves["slowest_process"][1], run.curves["slowest_host_seconds"][1]
+  rows = "".join(f"<tr><th>process {int(process)}</th><td>{np.mean(slowest == process):.0%}</td>"
+                 f"<td>{np.mean(seconds[slowest == process]):.3g} s</td></tr>" for process in np.unique(slowest))
+  median = np.mean(run.curves["median_host_seconds"][1])
+  return ('<h2>Processes that kept their devices waiting longest</h2><div class="scroll"><table><tr><th></th>'
+          f"<th>was the one</th><th>of each step then</th></tr>{rows}"
+          f"<tr><th>median of all</th><td></td><td>{median:.3g} s</td></tr></table></div>")
 
 
 def _metrics(run: Run) -> list[str]:
@@ -405,6 +437,8 @@ svg { width: 100%; height: auto; display: block; } svg text { font-family: syste
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: right; font-weight: normal; border-bottom: 1px solid var(--line); }
 th:first-child, .left td { text-align: left; } th { color: var(--soft); }
+.bar { display: flex; height: 1.1rem; border-radius: 4px; overflow: hidden; margin-bottom: .5rem; }
+.key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .5rem; }
 .changed th, .changed td { font-weight: 600; color: var(--ink); }
 .changed i { font-weight: normal; color: var(--soft); margin-left: .6rem; }
 pre { background: var(--tile); border-radius: 8px; padding: .8rem; margin: 0; overflow-x: auto; font-size: .85rem; }

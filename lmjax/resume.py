@@ -57,7 +57,7 @@ WARNED = (
 # They change how the numbers are computed, kept and shown, and not what they are but for rounding.
 FREE = (
     "train.grad_accum_steps", "train.on_nonfinite", "train.log_every_steps", "train.sample_prompt",
-    "train.sample_length", "train.compilation_cache",
+    "train.sample_length", "train.compilation_cache", "train.watchdog_seconds",
     "model.attention_impl", "model.remat_policy", "model.scan_layers", "objective.loss_chunk",
     "data.data_dir", "data.cache_dir", "data.num_workers", "data.prefetch",
     "eval.sets", "eval.every_steps", "eval.every_tokens", "eval.every_epochs", "eval.batch_size", "eval.num_batches",

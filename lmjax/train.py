@@ -15,7 +15,6 @@ from etils import epath
 from flax import linen as nn
 from flax import struct
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +31,7 @@ from lmjax.optim import lora
 from lmjax.optim.gates import Gates, join, make_gates, split
 from lmjax.optim.optimizer import Optimizer, make_optimizer, mean_and_clip
 from lmjax.optim.schedules import make_schedule
+from lmjax.peers import Peers, only_run
 from lmjax.tracking import Tracker
 
 # A loss is compared with a running mean over about this many steps, and never before that many have been seen.
@@ -252,29 +252,13 @@ def train_and_evaluate(config: Config, workdir: str, profile: tuple[int, int] | 
   if config.train.compilation_cache:
     enable_compilation_cache()
   partitioning.join_processes()
-  with _only_run(workdir), workdir_lib.write_errors(workdir):
-    return _run(config, epath.Path(workdir), profile)
+  with Peers() as others, only_run(workdir), workdir_lib.write_errors(workdir):
+    return _run(config, epath.Path(workdir), profile, others)
 
 
-@contextlib.contextmanager
-def _only_run(workdir: str) -> Iterator[None]:
-  """Keeps other runs out of the workdir; the first process does it for all, and they end with it where it may not."""
-  with contextlib.ExitStack() as stack:
-    refused = None
-    if jax.process_index() == 0:
-      try:
-        stack.enter_context(workdir_lib.locked(workdir))
-      except Refused as e:
-        refused = e
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(refused is not None)):
-      refused = refused or Refused(f"The first process of this run may not write to {workdir}, and says why.")
-    if refused:
-      raise refused
-    yield
-
-
-def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None) -> dict[str, Any]:
+def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None, others: Peers) -> dict[str, Any]:
   from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
+  began = time.time()
   mesh = partitioning.make_mesh(config.mesh)
   goes_on = checkpoint.latest_step(workdir) is not None
   if goes_on:
@@ -289,7 +273,7 @@ def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None) -
   memory.check_fits(setup.state_shapes)
   with partitioning.use_mesh(mesh), contextlib.closing(
       checkpoint.Checkpointer(workdir, config.checkpoint)) as checkpointer:
-    state, past = _first_state(setup, checkpointer)
+    state, past = _first_state(setup, checkpointer, began)
     best = past.best
     first_step = int(state.step)
     if first_step > config.train.num_steps:
@@ -307,21 +291,22 @@ def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None) -
       _write_names(workdir, config, data.tasks)
     with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
                  active=jax.process_index() == 0) as tracker:
-      return _Loop(setup, data, tracker, checkpointer, past, profile).run(state)
+      return _Loop(setup, data, tracker, checkpointer, past, profile, others).run(state)
 
 
 class _Loop:
   """The loop over steps. The host reads a step's metrics only after it has dispatched the next one."""
 
   def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer, past: "_Past",
-               profile: tuple[int, int] | None):
+               profile: tuple[int, int] | None, others: Peers):
     self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
-    self.past, self.trace = past, watch.Trace(checkpointer.workdir, profile)
+    self.past, self.others, self.trace = past, others, watch.Trace(checkpointer.workdir, profile)
     self.config = setup.config
     self.evaluator = evaluate.Evaluator(setup.model, setup.objective, setup.config, setup.mesh, data)
     self.flops_per_token = metrics.flops_per_token(self.config.model, self.config.data.seq_len)
     self.tokens_per_step = self.config.train.batch_size * self.config.data.seq_len
-    self.clock = metrics.Clock(self.tokens_per_step, self.flops_per_token, metrics.peak_flops(jax.devices()))
+    self.clock = metrics.Clock(self.tokens_per_step, self.flops_per_token, metrics.peak_flops(jax.devices()),
+                               time.time() - past.began, past.seconds)
     self.schedule = make_schedule(self.config.optim, self.config.train.num_steps)
     self.loss, self.best = past.loss, past.best
     checkpointer.keep(past.best.step)
@@ -332,11 +317,13 @@ class _Loop:
     batches = self._batches(first)
     train_step, pending = make_train_step(self.setup), None
     interrupted = False
-    with Interrupt() as interrupt, self.trace, watch.Recompilations() as recompilations:
+    watchdog = watch.Watchdog(self.clock, self.config.train.watchdog_seconds, self.others)
+    with Interrupt() as interrupt, self.trace, watch.Recompilations() as recompilations, watchdog:
       for step in range(first + 1, first + 1 if self.best.is_over(self.config.eval) else last + 1):
         self.trace.before(step)
         with self.clock.waiting_for_data():
           batch = next(batches)
+        self.others.say(step=step)
         with recompilations.expected(step == first + 1, step):
           state, out = train_step(state, batch, self._hparams(step - 1))
         if pending:
@@ -369,15 +356,18 @@ class _Loop:
 
   def _read(self, step: int, out: dict[str, jax.Array]) -> None:
     """Waits for a step, applies the policies to what it saw, and logs it when it is due."""
-    values = {name: float(value) for name, value in jax.device_get(out).items()}
+    with self.clock.waiting_for_devices():
+      values = {name: float(value) for name, value in jax.device_get(out).items()}
     self.clock.tick()
     self.loss = values["loss"]
     self._apply_policies(step, values)
     rate = self.clock.rates()
     if step % self.config.train.log_every_steps == 0 or step == self.config.train.num_steps:
+      self.others.say(**self.clock.of_step())
       self.tracker.write(step, {
           **values, "learning_rate": self.schedule(step - 1), "num_tokens": step * self.tokens_per_step,
-          "train_flops": step * self.tokens_per_step * self.flops_per_token, **rate})
+          "train_flops": step * self.tokens_per_step * self.flops_per_token, **rate, **self.others.slowest(step),
+          **self.clock.shares(self.past.started)[0]})
       self.clock.restart()
     self.tracker.progress(step, {"loss": self.loss, **rate})
 
@@ -402,7 +392,7 @@ class _Loop:
   def _evaluate_and_save(self, step: int, state: TrainState) -> None:
     every = self.config.eval.every_steps
     # Metrics come first: a run that goes on from this checkpoint keeps what was written up to it.
-    with self.clock.paused():
+    with self.clock.paused("evaluation"):
       # The last step's evaluation is the final one, over as much as eval.final_num_batches says.
       due, cfg = every and step % every == 0, self.config.eval
       # Whether it is the best must not depend on how long the run is.
@@ -411,13 +401,13 @@ class _Loop:
         self.tracker.write(step, values)
         if cfg.best_metric:
           self.best = self.best.after(step, values, cfg)
-      if self.checkpointer.should_save(step) or self.best.step == step:
+    if self.checkpointer.should_save(step) or self.best.step == step:
+      with self.clock.paused("saving"):
         self._save(step, state)
 
   def _save(self, step: int, state: TrainState) -> None:
     meta = {"config": dataclasses.asdict(self.config), "train_loss": self.loss, "versions": metrics.versions(),
-            "best": dataclasses.asdict(self.best), "started": self.past.started,
-            "useful_seconds": self.past.useful_seconds + self.clock.useful_seconds}
+            "best": dataclasses.asdict(self.best), "started": self.past.started, "seconds": dict(self.clock.seconds)}
     self.checkpointer.keep(self.best.step)
     self.checkpointer.save(step, state, meta)
     if self.best.step == step:
@@ -426,14 +416,16 @@ class _Loop:
         best_lib.write(self.checkpointer.workdir, self.best)
 
   def _interrupted(self, step: int, state: TrainState) -> dict[str, Any]:
-    self._save(step, state)
-    self.checkpointer.wait()
+    with self.clock.paused("saving"):
+      self._save(step, state)
+      self.checkpointer.wait()
     logging.warning("Interrupted after step %d, which is saved; the same command goes on from there.", step)
     return self._result("interrupted", step)
 
   def _finish(self, step: int, state: TrainState) -> dict[str, Any]:
-    self._save(step, state)
-    self.checkpointer.wait()  # The evaluation may be long; a restart from here does only that again.
+    with self.clock.paused("saving"):
+      self._save(step, state)
+      self.checkpointer.wait()  # The evaluation may be long; a restart from here does only that again.
     if self.best.is_over(self.config.eval):
       logging.info("Stopped after step %d: %s has not been better than at step %d for %d evaluations.", step,
                    self.config.eval.best_metric, self.best.step, self.best.waited)
@@ -442,7 +434,8 @@ class _Loop:
       of_model = lora.without(self.setup.state_shapes.params)
       params = checkpoint.restore_params(self.checkpointer.workdir, of_model, self.best.step,
                                          prefer_ema=self.config.eval.use_ema)
-    values = dict(self.evaluator(params, self.config.eval.final_num_batches))
+    with self.clock.paused("evaluation"):
+      values = dict(self.evaluator(params, self.config.eval.final_num_batches))
     if values:
       self.tracker.write(step, values)
     self._sample(step, params)
@@ -465,11 +458,6 @@ class _Loop:
                       vocab_size=tokenizer.size)
     self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
 
-  def _goodput(self) -> float:
-    """Returns the share of the time since the run was first started that went into steps that were kept."""
-    useful = self.past.useful_seconds + self.clock.useful_seconds
-    return useful / max(time.time() - self.past.started, 1e-9)
-
   def _result(self, status: str, step: int, eval_loss: float | None = None, bits_per_byte: float | None = None,
               params_sha256: str | None = None) -> dict[str, Any]:
     """Writes result.json.
@@ -478,14 +466,14 @@ class _Loop:
     an earlier part of it may have had other hardware.
     """
     shapes, tokens = lora.without(self.setup.state_shapes.params), step * self.tokens_per_step
-    rate = self.clock.overall()
+    rate, (spent, goodput) = self.clock.overall(), self.clock.shares(self.past.started)
     result = {
         "status": status, "step": step, "num_params": metrics.count_params(shapes),
         "num_params_non_embedding": metrics.count_non_embedding(shapes),
         "num_params_active": metrics.count_active(shapes, self.setup.config.model), "num_tokens": tokens,
         "train_flops": tokens * self.flops_per_token, "train_loss": self.loss, "eval_loss": eval_loss,
         "bits_per_byte": bits_per_byte, "tokens_per_second": rate.get("tokens_per_second"), "mfu": rate.get("mfu"),
-        "goodput": self._goodput(),
+        "goodput": goodput, **spent,
         "params_sha256": params_sha256, "best_step": self.best.step, "device_kind": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(), "versions": metrics.versions()}
     self.tracker.write_result(result)
@@ -534,25 +522,27 @@ class _Past(NamedTuple):
     loss: of the step before; None before the first.
     best: the best checkpoint.
     started: when the run was first started, in seconds since the epoch.
-    useful_seconds: that went into steps that were kept.
+    began: when it was last started.
+    seconds: of each of `metrics.Clock.KINDS`, but for what was done again.
   """
   loss: float | None
   best: best_lib.Best
   started: float
-  useful_seconds: float
+  began: float
+  seconds: dict[str, float]
 
 
-def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, _Past]:
+def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer, began: float) -> tuple[TrainState, _Past]:
   """Resume, else restore, else import, else scratch; returns the state, and what the run has behind it."""
   resumed = checkpointer.restore(setup.state_shapes)
   if resumed:
     state, meta = resumed
     resume.check_resume(meta["config"], setup.config, checkpointer.workdir)
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
-    past = _Past(meta["train_loss"], best_lib.Best(**meta.get("best", {})), meta.get("started", time.time()),
-                 meta.get("useful_seconds", 0.0))
+    past = _Past(meta["train_loss"], best_lib.Best(**meta.get("best", {})), meta.get("started", began), began,
+                 meta.get("seconds", {}))
     return state, past
-  cfg, past = setup.config.checkpoint, _Past(None, best_lib.Best(), time.time(), 0.0)
+  cfg, past = setup.config.checkpoint, _Past(None, best_lib.Best(), began, began, {})
   of_model = lora.without(setup.state_shapes.params)
   if cfg.restore_from:
     params = checkpoint.restore_params(cfg.restore_from, of_model)

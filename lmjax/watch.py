@@ -1,11 +1,15 @@
-"""Seeing a run at work: traces for XProf, and warnings of programs that are compiled again."""
+"""Seeing a run at work: traces for XProf, warnings of programs that are compiled again, and of a run that stands."""
 
 import contextlib
+import threading
 from typing import Any, Iterator
 
 from absl import logging
 from etils import epath
 import jax
+
+from lmjax import peers
+from lmjax.metrics import Clock
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -65,3 +69,40 @@ class Recompilations:
     yield
     if self._count > before and not first:
       logging.warning("Step %d was compiled again: the shapes of its batch differ from those before.", step)
+
+
+class Watchdog:
+  """Shows what every thread does when no step has ended for long; of several processes it then ends all.
+
+  A process on its own goes on: it may stand in a debugger, or wait for a disk. Several hold machines that wait for each
+  other, and go on from their last checkpoint when they are started again.
+  """
+
+  def __init__(self, clock: Clock, seconds: float, others: peers.Peers):
+    """Args: `clock`: that the steps tick; `seconds`: for which it may stand, 0 for ever; `others`: of the run."""
+    self._clock, self._seconds, self._others, self._over = clock, seconds, others, threading.Event()
+
+  def __enter__(self) -> "Watchdog":
+    if self._seconds:
+      threading.Thread(target=self._watch, daemon=True).start()
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._over.set()
+
+  def _watch(self) -> None:
+    told = 0  # How many times `seconds` were over when it was last told.
+    while not self._over.wait(min(1.0, self._seconds / 4)):
+      times = int(self._clock.standing() / self._seconds)
+      if times > told:
+        self._tell()
+      told = times
+
+  def _tell(self) -> None:
+    several = self._others.count > 1
+    message = f"No step has ended for {self._seconds:g} s{self._others.behind() if several else ''}."
+    logging.error("%s This is where each thread stands (config.train.watchdog_seconds):", message)
+    peers.show_stacks()
+    if several:
+      self._others.fail(message, peers.restart_status(), stacks=True)
+      self._over.set()

@@ -17,7 +17,7 @@ LAYERS = (
     ("partitioning", "workdir"),
     ("metrics", "scores", "tracking", "models", "data", "optim"),
     ("objectives", "generation", "convert", "checkpoint", "scaling"),
-    ("train", "evaluate", "finetune", "plan", "report", "resume", "interrupt", "memory", "watch"),
+    ("train", "evaluate", "finetune", "plan", "report", "resume", "interrupt", "memory", "watch", "peers"),
     ("sweeps",),
     ("commands",),
     ("__init__", "__main__"),

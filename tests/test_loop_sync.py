@@ -13,6 +13,7 @@ import pytest
 from lmjax import config as config_lib
 from lmjax import train
 from lmjax.checkpoint.best import Best
+from lmjax.peers import Peers
 
 NUM_STEPS = 5
 
@@ -95,8 +96,8 @@ def loop(monkeypatch):
     monkeypatch.setattr(train.evaluate, "Evaluator", lambda *args: None)
     monkeypatch.setattr(train._Loop, "_batches", lambda self, first: iter([{}] * NUM_STEPS))
     monkeypatch.setattr(train._Loop, "_finish", lambda self, step, state: {})
-    train._Loop(setup, None, tracker, Checkpointer(events, save_at), train._Past(None, Best(), 0.0, 0.0), None).run(
-        types.SimpleNamespace(step=np.int32(0)))
+    train._Loop(setup, None, tracker, Checkpointer(events, save_at), train._Past(None, Best(), 0.0, 0.0, {}), None,
+                Peers()).run(types.SimpleNamespace(step=np.int32(0)))
     return events, tracker.losses
   return run
 

@@ -1,5 +1,6 @@
 """Counts against arithmetic done by hand, and figures that must not depend on how they are held."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -73,6 +74,40 @@ def test_an_unknown_device_has_no_peak():
   assert metrics.peak_flops([Device(), Unknown()]) is None
 
 
+def test_the_clock_divides_all_time(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(metrics.time, "time", lambda: now[0])
+
+  def passes(seconds, inside=contextlib.nullcontext):
+    with inside():
+      now[0] += seconds
+
+  clock = metrics.Clock(100, 2.0, None, begun=7.0, before={"step": 20.0, "start": 3.0})
+  passes(4.0, clock.waiting_for_data)  # Of the first step, which is all start.
+  passes(30.0)
+  assert clock.standing() == 0.0
+  clock.tick()
+  assert clock.of_step() == {}
+  for _ in range(2):
+    passes(1.0, clock.waiting_for_data)
+    passes(2.0)
+    passes(5.0, clock.waiting_for_devices)
+    assert clock.standing() == 8.0
+    clock.tick()
+  assert clock.rates() == {"tokens_per_second": 12.5, "data_wait": 0.125}
+  assert clock.of_step() == {"step_seconds": 8.0, "host_seconds": 3.0, "data_seconds": 1.0}
+  passes(11.0, lambda: clock.paused("evaluation"))
+  with clock.paused("saving"):
+    passes(13.0)
+    assert clock.standing() == 0.0
+  # It was first started at 0, stood still until 93 but for 23 s, and this part of it began at 93.
+  seconds, goodput = clock.shares(since=0.0)
+  assert seconds == {"seconds_start": 44.0, "seconds_data": 2.0, "seconds_step": 34.0, "seconds_evaluation": 11.0,
+                     "seconds_saving": 13.0, "seconds_other": 70.0}
+  assert goodput == pytest.approx(36 / 174)
+
+
 def test_the_clock_leaves_out_compiling_and_pauses(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
@@ -82,7 +117,7 @@ def test_the_clock_leaves_out_compiling_and_pauses(monkeypatch):
     now[0] += seconds
     clock.tick()
   assert clock.rates() == {"tokens_per_second": 100.0, "mfu": 0.2, "data_wait": 0.0}
-  with clock.paused():
+  with clock.paused("saving"):
     now[0] += 50.0
   clock.restart()
   now[0] += 0.5

@@ -66,6 +66,26 @@ def test_a_finished_run(tmp_path):
   assert not (tmp_path / "run" / "report.html.tmp").exists()
 
 
+def test_where_the_time_went_and_who_was_slow(tmp_path):
+  workdir = make_run(tmp_path / "run", finished=False)
+  before = report.write_report(workdir).read_text()
+  assert "Where the time went" not in before and "kept their devices waiting" not in before
+  with open(workdir / "metrics.jsonl", "a") as f:
+    for step, process, seconds in ((61, 3, 0.2), (62, 1, 0.5), (63, 3, 0.4), (64, 3, 0.6)):
+      f.write(json.dumps({"step": step, "seconds_start": 10.0, "seconds_data": 5.0, "seconds_step": step - 4.0,
+                          "seconds_evaluation": 15.0, "seconds_saving": 0.0, "seconds_other": 10.0,
+                          "slowest_process": process, "slowest_host_seconds": seconds,
+                          "median_host_seconds": 0.1}) + "\n")
+  page = report.write_report(workdir).read_text()
+  assert "steps</th><td>60.0 s</td><td>60.0%</td>" in page and "evaluation</th><td>15.0 s</td><td>15.0%</td>" in page
+  assert "<th>since the first start</th><td>100.0 s</td>" in page
+  assert "<th>process 3</th><td>75%</td><td>0.4 s</td>" in page and "<th>process 1</th><td>25%</td>" in page
+  (workdir / "result.json").write_text(json.dumps({
+      "status": "finished", "seconds_start": 10.0, "seconds_data": 5.0, "seconds_step": 185.0,
+      "seconds_evaluation": 0.0, "seconds_saving": 0.0, "seconds_other": 0.0}))
+  assert "steps</th><td>185.0 s</td><td>92.5%</td>" in report.write_report(workdir).read_text()
+
+
 def test_the_page_needs_nothing_else(tmp_path):
   page = report.write_report(make_run(tmp_path / "run")).read_text()
   # Names of XML namespaces are the only addresses; nobody fetches them.

@@ -28,9 +28,10 @@ def main(flag_values: flags.FlagValues) -> None:
     raise UserError("--sets is empty; name evaluation sets of the run, or leave it out for all of them.")
   import jax
 
-  from lmjax import evaluate, partitioning
+  from lmjax import evaluate, partitioning, peers
   partitioning.join_processes()
-  values = evaluate.evaluate_workdir(flag_values.workdir, step=flag_values.step, sets=flag_values.sets)
+  with peers.Peers():
+    values = evaluate.evaluate_workdir(flag_values.workdir, step=flag_values.step, sets=flag_values.sets)
   if jax.process_index():
     return
   width = max(map(len, values))

@@ -37,26 +37,44 @@ def flags(texts, debug):
   return flags
 
 
-def start(folder, argv, num_devices, cluster):
+# Runs lmjax with what is done before the batch of each step, `number` of them being there already, put for FAULT.
+FAULTY = """
+import sys, time
+from lmjax.commands import cli
+from lmjax.data import pipeline
+real = pipeline.train_batches
+def train_batches(*args, **settings):
+  for number, batch in enumerate(real(*args, **settings)):
+    FAULT
+    yield batch
+pipeline.train_batches = train_batches
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+def start(folder, argv, num_devices, cluster, fault="pass"):
   """Starts `lmjax ARGV...` on virtual devices; its output goes to a file, for a full pipe would hold it up."""
-  environment = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu",
+  environment = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu", "LMJAX_INTERRUPTED_STATUS": "75",
                  "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}", **cluster}
   name = cluster["JAX_PROCESS_ID"] if cluster else "one"
   with open(folder / f"{name}.log", "w") as log:
-    return subprocess.Popen([sys.executable, "-m", "lmjax", *argv], env=environment, stdin=subprocess.DEVNULL,
-                            stdout=log, stderr=log)
+    return subprocess.Popen([sys.executable, "-c", FAULTY.replace("FAULT", fault), *argv], env=environment,
+                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def start_two(folder, argv, num_devices):
   return start_all(folder, argv, num_devices, 2)
 
 
-def start_all(folder, argv, num_devices, count):
+def start_all(folder, argv, num_devices, count, faults=()):
+  """Starts all processes of a run; `faults` are those of the last ones."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
+  faults = [*["pass"] * (count - len(faults)), *faults]
   return [start(folder, argv, num_devices, {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
-                                            "JAX_PROCESS_ID": str(number)}) for number in range(count)]
+                                            "JAX_PROCESS_ID": str(number)}, fault)
+          for number, fault in enumerate(faults)]
 
 
 def logs(folder):
@@ -77,14 +95,26 @@ def finish(folder, processes, timeout=240):
   assert [process.returncode for process in processes] == [0] * len(processes), logs(folder)
 
 
+def end_within(folder, processes, seconds):
+  """Waits until all have ended, and returns their statuses and logs; ends them where they do not."""
+  deadline = time.monotonic() + seconds
+  try:
+    statuses = [process.wait(timeout=max(0.0, deadline - time.monotonic())) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  return statuses, [(folder / f"{number}.log").read_text() for number in range(len(processes))]
+
+
 def losses_of(workdir):
   records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   return {(record["step"], name): value for record in records for name, value in record.items() if "loss" in name}
 
 
-def assert_same_losses(workdir, expected):
+def assert_same_losses(workdir, expected, rel=1e-6):
   found = losses_of(workdir)
-  assert found == pytest.approx(expected, rel=1e-6, abs=0)
+  assert found == pytest.approx(expected, rel=rel, abs=0)
   assert [step for step, name in found if name == "loss"] == list(range(1, NUM_STEPS + 1))
   assert json.loads((workdir / "result.json").read_text())["status"] == "finished"
 
@@ -134,31 +164,54 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(together, alone, flags, 
 
 def wait_for(condition, processes, seconds):
   deadline = time.monotonic() + seconds
-  while not condition() and time.monotonic() < deadline:
-    assert all(process.poll() is None for process in processes)
+  while not (held := condition()) and time.monotonic() < deadline and all(p.poll() is None for p in processes):
     time.sleep(0.1)
-  assert condition()
+  if not held:
+    for process in processes:
+      process.kill()
+  assert held
+
+
+def test_an_error_in_one_process_ends_both_and_both_say_it(flags, tmp_path):
+  argv = flags(tmp_path / "run", ("data=2",), "train.num_steps=100000", "checkpoint.every_steps=None")
+  error = 'if number == 5: raise ValueError("record 7 is damaged")'
+  statuses, said = end_within(tmp_path, start_all(tmp_path, argv, 1, 2, [error]), 240)
+  assert statuses == [1, 1], said
+  assert "lmjax: error: Process 1 failed, and this one ends too: ValueError: record 7 is damaged" in said[0]
+  assert "lmjax: error: ValueError: record 7 is damaged" in said[1]
+
+
+def test_a_slow_process_is_named_and_one_that_stands_ends_both(flags, tmp_path):
+  argv = flags(tmp_path / "run", ("data=2",), "train.num_steps=100000", "checkpoint.every_steps=None",
+               "train.log_every_steps=2", "train.watchdog_seconds=6")
+  slow = "time.sleep(0.4 if number < 14 else 1000)"
+  statuses, said = end_within(tmp_path, start_all(tmp_path, argv, 1, 2, [slow]), 240)
+  assert statuses == [75, 75], said
+  assert "warning: Process 1 holds the others up: by step" in said[0], said[0]
+  assert all("process 1 has not begun step 15, others have" in log for log in said), said
+  assert "in train_batches" in said[1] and all("most recent call first" in log for log in said)
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  line = lines[-1]
+  assert line["slowest_process"] == 1 and 0.4 <= line["slowest_host_seconds"] < 2, line
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_all_and_fewer_go_on(flags, alone, tmp_path):
-  mesh, saved = ("data=2", "fsdp=4"), tmp_path / "run" / "checkpoints" / str(SAVED)
-  processes = start_all(tmp_path, flags(tmp_path / "run", mesh, "train.num_steps=10000", "optim.schedule=constant"), 2,
-                        4)
-  try:
-    wait_for(saved.exists, processes, 240)
-    processes[2].kill()
-    lost = time.monotonic()
-    for process in processes:
-      process.wait(timeout=60)
-    assert time.monotonic() - lost < 60
-  finally:
-    for process in processes:
-      process.kill()
-  others = [process.returncode for number, process in enumerate(processes) if number != 2]
-  assert all(status not in (0, None) for status in others), others
-  assert all(len((tmp_path / f"{number}.log").read_text()) > 0 for number in (0, 1, 3))
-  print(logs(tmp_path))
+  run = tmp_path / "run"
+  argv = flags(run, ("data=2", "fsdp=4"))
+  # Slow enough to be killed between the checkpoint and the end.
+  processes = start_all(tmp_path, argv, 2, 4, ["time.sleep(0 if number < 5 else 5)"])
+  wait_for((run / "checkpoints" / str(SAVED)).exists, processes, 240)
+  processes[2].kill()
+  lost = time.monotonic()
+  statuses, said = end_within(tmp_path, processes, 60)
+  assert time.monotonic() - lost < 60 and statuses == [75, 75, -9, 75], said
+  assert all("Process 2 failed, and this one ends too: it has ended without a word" in log
+             for log in (said[0], said[1], said[3])), said
+  assert not (run / "result.json").exists()
+  finish(tmp_path, start_all(tmp_path, flags(run, ("data=1", "fsdp=4")), 2, 2))
+  assert f"Going on from the checkpoint of step {SAVED}" in logs(tmp_path)
+  assert_same_losses(run, losses_of(alone), 1e-5)
 
 
 @pytest.mark.slow
@@ -167,15 +220,11 @@ def test_one_that_is_told_to_stop_stops_all_at_the_same_step(flags, tmp_path):
                "checkpoint.every_steps=None")
   processes = start_all(tmp_path, argv, 2, 4)
   metrics = tmp_path / "run" / "metrics.jsonl"
-  try:
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3, processes, 240)
-    processes[1].terminate()
-    for process in processes:
-      process.wait(timeout=120)
-  finally:
-    for process in processes:
-      process.kill()
-  assert [process.returncode for process in processes] == [0] * 4, logs(tmp_path)
+  wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3, processes, 240)
+  processes[1].terminate()
+  statuses, said = end_within(tmp_path, processes, 120)
+  assert statuses == [75] * 4, said
   result = json.loads((tmp_path / "run" / "result.json").read_text())
   assert result["status"] == "interrupted"
   assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(result["step"])]
+  assert all(f"Interrupted after step {result['step']}," in log for log in said), said
