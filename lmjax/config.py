@@ -181,6 +181,11 @@ class ModelConfig:
       "(least memory), or gathered by each.", choices=("ring", "gather"))
   dtype: str = setting("auto", "Compute type; auto is bfloat16 on accelerators and float32 on CPU.",
                        choices=("auto", "float32", "bfloat16"))
+  quantization: str = setting(
+      "none", "Type of the matrix products of the blocks' linear maps, forward and backward: none is dtype, int8 is "
+      "faster on TPU v5e, v5p, v6e and on GPUs from Hopper on, fp8 on GPUs from Hopper on and TPU v7; elsewhere both "
+      "are right but slow. Parameters, and all else that is computed, stay as they are.",
+      choices=("none", "int8", "fp8"))
   param_dtype: str = setting("float32", "Type the parameters are kept in.", choices=("float32", "bfloat16"))
   remat_policy: str = setting(
       "products", "What the backward pass makes again: none of it (most memory), all but the results of matrix "

@@ -253,6 +253,9 @@ def _check_model(model: Any, seq_len: int) -> None:
   if model.num_experts and (model.use_bias if model.mlp_bias is None else model.mlp_bias):
     raise UserError("config.model.num_experts asks for experts, which have no biases here; set config.model.mlp_bias "
                     "to False.")
+  if model.num_experts and model.quantization != "none":
+    raise UserError(f"config.model.quantization is {model.quantization}, which the products of experts "
+                    "(config.model.num_experts) are not made in; set it to none.")
   if model.head in ("pretraining", "sentence", "replaced", "pooled") and model.architecture == "decoder":
     raise UserError(f"config.model.head is {model.head}, which reads a text from both sides, but "
                     "config.model.architecture is decoder; set it to encoder.")

@@ -82,7 +82,7 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     return flops_per_example(cfg, seq_len, seq_len) / seq_len
   if cfg.architecture == "electra":
     return sum(flops_per_token(part, seq_len) for part in electra_parts(cfg))
-  D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+  D, N, H = cfg.embed_dim, cfg.num_heads, cfg.head_dim
   pattern = cfg.attention_pattern or ("local",)
   windows = [seq_len if pattern[i % len(pattern)] == "global" else min(cfg.attention_window or seq_len, seq_len)
              for i in range(cfg.num_layers)]
@@ -91,10 +91,25 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     mean_keys = seq_len
   # Of a query and a key, and of their weight and a value; in XLNet of a query and a distance too.
   products = 3 if cfg.architecture == "xlnet" else 2
-  per_layer = 2 * (2 * D * H * (N + K) + _mlp_products(cfg)) + 2 * products * mean_keys * N * H
+  per_layer = 2 * (_attention_products(cfg) + _mlp_products(cfg)) + 2 * products * mean_keys * N * H
   further = cfg.num_future - 1  # Each has a block, and the output projection once more.
   outer = _outer_products(cfg, seq_len) + further * D * cfg.vocab_size
   return 3.0 * ((cfg.num_layers + further) * per_layer + 2 * outer)
+
+
+def linear_flops_per_token(cfg: ModelConfig) -> float:
+  """Returns the part of `flops_per_token` that is in the linear maps of the blocks."""
+  if cfg.architecture == "electra":
+    return sum(map(linear_flops_per_token, electra_parts(cfg)))
+  blocks, crossed = cfg.num_layers + cfg.num_future - 1, 0
+  if cfg.architecture == "encoder_decoder":
+    blocks, crossed = blocks + cfg.num_decoder_layers, cfg.num_decoder_layers
+  return 6.0 * (blocks * (_attention_products(cfg) + _mlp_products(cfg)) + crossed * _attention_products(cfg))
+
+
+def _attention_products(cfg: ModelConfig) -> int:
+  """Returns the multiplications of a token in the four linear maps of a layer's attention."""
+  return 2 * cfg.embed_dim * cfg.head_dim * (cfg.num_heads + cfg.num_kv_heads)
 
 
 def _mlp_products(cfg: ModelConfig) -> int:

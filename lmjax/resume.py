@@ -43,8 +43,9 @@ FIXED = (
 # after a spike, more dropout. The run says so, once, in a warning. Another num_steps bends the rest of the schedule.
 WARNED = (
     "train.num_steps", "train.num_tokens", "train.num_epochs", "train.ema_decay", "train.on_spike",
-    "train.spike_threshold", "model.dropout", "model.dtype", "objective.label_smoothing", "objective.z_loss",
-    "objective.router_balance", "objective.router_z_loss", "objective.mask_rate", "objective.mask_unit",
+    "train.spike_threshold", "model.dropout", "model.dtype", "model.quantization",
+    "objective.label_smoothing", "objective.z_loss", "objective.router_balance",
+    "objective.router_z_loss", "objective.mask_rate", "objective.mask_unit",
     "objective.mask_random", "objective.mask_same", "objective.sentence_weight", "objective.future_weight",
     "objective.task_weights", "data.augment_replace", "data.augment_delete", "data.augment_insert", "data.augment_swap",
     "objective.fim_rate", "objective.fim_spm_rate", "objective.predict_fraction", "objective.replaced_weight",

@@ -3,6 +3,7 @@
 Shapes: B batch, T length, D model width, E embedding width, F MLP width, V vocabulary, N heads, H head width.
 """
 
+import functools
 import math
 from typing import Any, Callable
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import ModelConfig
+from lmjax.models import quantized
 from lmjax.models.products import einsum
 from lmjax.partitioning import constrain, platform
 
@@ -71,7 +73,9 @@ class Einsum(nn.Module):
     num_inputs = math.prod(size for i, size in enumerate(self.shape) if i not in kept)
     init = nn.initializers.normal(initial_std(self.cfg, num_inputs, self.std))
     kernel = param(self, "kernel", init, self.shape, self.axes)
-    y = checkpoint_name(einsum(self.equation, x.astype(dtype), kernel.astype(dtype)), "product")
+    plain = self.cfg.quantization == "none" or quantized.SERVED_AXES.isdisjoint(self.axes)
+    product = einsum if plain else functools.partial(quantized.einsum, self.cfg.quantization)
+    y = checkpoint_name(product(self.equation, x.astype(dtype), kernel.astype(dtype)), "product")
     if not self.use_bias:
       return y
     bias = param(self, "bias", nn.initializers.zeros, tuple(self.shape[i] for i in kept),

@@ -18,6 +18,7 @@ from lmjax import config as config_lib
 from lmjax import metrics, objectives, partitioning, train
 from lmjax.config import Config
 from lmjax.config_checks import Refused, check_objective
+from lmjax.models import quantized
 from lmjax.optim import lora
 from lmjax.plan.batches import abstract_batch, tasks_of, vocab_size
 from lmjax.plan.collectives import Collective, collectives
@@ -84,7 +85,7 @@ class Plan:
 
   @property
   def mfu(self) -> float:
-    """The share of the peak that the bound leaves to the model's own arithmetic."""
+    """The share of the peak, of eight bits where these are used, that the bound leaves to the model's arithmetic."""
     return self.seconds["model"] / self.step_seconds
 
   def to_json(self) -> dict[str, Any]:
@@ -223,6 +224,18 @@ def _flops(config: Config) -> float:
   return metrics.flops_per_token(config.model, config.data.seq_len) * _tokens_a_step(config)
 
 
+def arithmetic_seconds(config: Config, topology: Topology) -> float:
+  """Returns the seconds of a step's model FLOPs at the peak rates of the types that they are in.
+
+  Eight bits serve the linear maps of the blocks, forward and backward as far as the recipe goes.
+  """
+  total, chip = _flops(config), topology.chip
+  recipe = quantized.RECIPES.get(config.model.quantization)
+  fast = recipe.share * metrics.linear_flops_per_token(config.model) * _tokens_a_step(config) if recipe else 0.0
+  rate = chip.eight_bit_flops.get(config.model.quantization, chip.peak_flops)
+  return ((total - fast) / chip.peak_flops + fast / rate) / topology.num_chips
+
+
 def _bounds(config: Config, topology: Topology, by_kind: dict[str, float],
             found: tuple[Collective, ...]) -> dict[str, float]:
   """Returns the seconds that each resource needs for a step at its peak rate.
@@ -230,14 +243,14 @@ def _bounds(config: Config, topology: Topology, by_kind: dict[str, float],
   Memory moves at least: the compute copy of all parameters of a device, forward and backward, for each microbatch; the
   parameters and the optimizer's state, read and written; what the forward pass saves, written and read.
   """
-  chip, devices = topology.chip, topology.num_chips
+  chip = topology.chip
   again = 1 + _RECOMPUTED[config.model.remat_policy] / 3
   passes = 2 * config.train.grad_accum_steps
   moved = passes * by_kind["parameters"] / 2 + 2 * (by_kind["parameters"] + by_kind["optimizer"]) + (
       2 * by_kind["activations"] * config.train.grad_accum_steps)
   near = sum(one.sent for one in found if not one.crosses)
   far = sum(one.sent for one in found if one.crosses)
-  model = _flops(config) / (devices * chip.peak_flops)
+  model = arithmetic_seconds(config, topology)
   return {"model": model, "compute": model * again, "memory": moved / chip.memory_bandwidth,
           "links": near / chip.link_bandwidth, "network": far / chip.network_bandwidth}
 

@@ -8,10 +8,9 @@ import dataclasses
 import itertools
 from typing import Any, Iterator, NamedTuple
 
-from lmjax import metrics
 from lmjax.config import Config
 from lmjax.config_checks import UserError
-from lmjax.plan import Plan, make_plan, resolved
+from lmjax.plan import Plan, arithmetic_seconds, make_plan, resolved
 from lmjax.plan.topologies import Topology
 
 _TENSOR, _MICROBATCHES, _REMAT = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32), ("none", "products", "full")
@@ -98,12 +97,11 @@ def _estimate(config: Config, topology: Topology, tensor: int, ways: int, count:
   model, chip = config.model, topology.chip
   layers = model.num_layers + (model.num_decoder_layers or 0)
   tokens = config.train.batch_size * config.data.seq_len / (ways * topology.num_slices * config.mesh.expert)
-  flops = metrics.flops_per_token(model, config.data.seq_len) * config.train.batch_size * config.data.seq_len
   num_params = _num_params(model, layers)
   split = ways * tensor * config.mesh.expert
   gathered = 3 * count * num_params * _COMPUTE_BYTES / (tensor * config.mesh.expert) * (ways > 1)
   summed = 4 * layers * tokens * model.embed_dim * _COMPUTE_BYTES * 2 * (tensor - 1) / tensor
-  seconds = max(flops * _AGAIN[remat] / (topology.num_chips * chip.peak_flops),
+  seconds = max(arithmetic_seconds(config, topology) * _AGAIN[remat],
                 (gathered + summed) / chip.link_bandwidth) + 0.02 * count * layers * 1e-4
   saved = _SAVED[remat] * layers * tokens / count * model.embed_dim * _COMPUTE_BYTES / (
       tensor if remat != "full" else 1)

@@ -4,18 +4,19 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
-from lmjax import plan
+from lmjax import partitioning, plan, train
 from lmjax.commands import cli
 from lmjax.config import base_config, from_config_dict
 from lmjax.models import families
 from lmjax.plan import search
 from lmjax.plan.batches import abstract_batch
-from lmjax.plan.topologies import parse_topology
+from lmjax.plan.topologies import described_devices, parse_topology
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLANS = ROOT / "launch" / "plans"
@@ -99,6 +100,32 @@ def test_a_program_that_is_too_large_is_refused_and_another_proposed():
   assert better.fits and "train.grad_accum_steps" in proposal.changes and "--config.mesh.fsdp=4" in proposal.flags()
 
 
+@needs_libtpu
+def test_a_tpu_multiplies_in_eight_bits():
+  config, topology = config_of(num_layers=2, model=dict(quantization="int8")), parse_topology("v5e-4")
+  config = plan.resolved(config)
+  mesh = partitioning.make_mesh(config.mesh, described_devices(topology))
+  program = plan.lower(train.build(config, mesh), abstract_batch(config, mesh)).compile().as_text()
+  # Seven maps of a block, forward and to their inputs; the layers are a loop.
+  assert len(re.findall(r"= s32\[[^=]* convolution\(", program)) >= 2 * 7
+
+
+def test_the_bound_on_arithmetic_knows_eight_bits():
+  config = plan.resolved(config_of("gpt2", model=dict(vocab_size=512)))
+  seconds = lambda name, topology: plan.arithmetic_seconds(
+      dataclasses.replace(config, model=dataclasses.replace(config.model, quantization=name)), parse_topology(topology))
+  # Widths 64 and 128, two layers' four maps of attention and two of the MLP and the projection to 512; each token sees
+  # 32.5 others.
+  maps, others = 6 * 3 * (4 * 64 * 64 + 2 * 64 * 128), 6 * (64 * 512 + 3 * 2 * 32.5 * 64)
+  tokens = 32 * 64
+  assert seconds("none", "h100-8") == pytest.approx(tokens * (maps + others) / (8 * 989e12))
+  assert seconds("fp8", "h100-8") == pytest.approx(tokens * (maps / 1979e12 + others / 989e12) / 8)
+  # The gradients of kernels stay in bfloat16.
+  assert seconds("int8", "v6e-4") == pytest.approx(
+      tokens * (maps * 2 / 3 / 1836e12 + (maps / 3 + others) / 918e12) / 4)
+  assert seconds("fp8", "v6e-4") == seconds("none", "v6e-4")
+
+
 def test_proposals_divide_and_the_fastest_comes_first():
   config, topology = config_of(batch_size=64), parse_topology("v5e-16")
   found = search.proposals(config, topology)
@@ -112,7 +139,7 @@ def test_proposals_divide_and_the_fastest_comes_first():
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5", "xlnet", "electra_pretraining"])
 def test_a_batch_is_known_without_data(family):
-  from lmjax import objectives, partitioning
+  from lmjax import objectives
   from lmjax.data import pipeline
   config = config_of(family, mesh=dict(data=-1, fsdp=1))
   mesh = partitioning.make_mesh(config.mesh)
@@ -127,7 +154,6 @@ def test_a_batch_is_known_without_data(family):
 @pytest.mark.parametrize("task", ["glue/sst2", "squad", "super_glue/copa", "wmt14/en-de", "stdlib/identifiers",
                                   "stdlib/packages,stdlib/answers"])
 def test_a_labelled_batch_is_known_without_data(task):
-  from lmjax import partitioning
   from lmjax.data.task_specs import set_tasks
   config = base_config()
   set_tasks(config, task)
