@@ -20,6 +20,7 @@ from typing import Any, Mapping
 
 import ml_collections
 
+from lmjax import config_checks
 from lmjax.config_checks import DURATIONS, UNITS, UserError, check_combinations, checked, reject_unknown, split_optional
 
 MAX_STEPS = 2**31 - 1  # The state counts in int32.
@@ -180,7 +181,12 @@ class ModelConfig:
   param_dtype: str = setting("float32", "Type the parameters are kept in.", choices=("float32", "bfloat16"))
   remat_policy: str = setting(
       "products", "What the backward pass makes again: none of it (most memory), all but the results of matrix "
-      "products (cheap), or the full block (least memory, a third more work).", choices=("none", "products", "full"))
+      "products (cheap), the same with these in the host's memory (offload), all but what attention makes, the full "
+      "block (least memory, a third more work), or all but the results in remat_save and remat_offload (names).",
+      choices=("none", "products", "offload", "attention", "full", "names"))
+  remat_save: tuple = setting(
+      (), f"Under remat_policy names, results of a block that are saved, of {', '.join(config_checks.REMAT_NAMES)}.")
+  remat_offload: tuple = setting((), "The same, of results that are kept in the host's memory meanwhile.")
   scan_layers: bool = setting(True, "Loop over the layers (compile time does not grow) or unroll them.")
 
 
@@ -289,6 +295,9 @@ class OptimConfig:
   eps: float = setting(1e-8, "Added to the denominator.", above=0)
   weight_decay: float = setting(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0)
   clip_norm: float | None = setting(1.0, "Gradients of a larger global norm are scaled down to it.", above=0)
+  offload: bool = setting(
+      False, "Whether the optimizer's moments are kept in the host's memory, and come to the device a parameter at a "
+      "time when they are updated.")
   adam_learning_rate_ratio: float = setting(
       1.0, "Under muon: learning rate of what Muon leaves to AdamW (embeddings, norms, biases), over the peak.", low=0)
   learning_rate_policy: tuple = setting(

@@ -16,7 +16,7 @@ from lmjax.models.transformer import init_params, make_model
 
 # Settings that stay the experiment's own: what is trained on top of the model, and how it is computed.
 _OWN = ("head", "task_heads", "num_labels", "dropout", "attention_impl", "dtype", "param_dtype", "remat_policy",
-        "scan_layers", "vocab_size", "num_future")
+        "remat_save", "remat_offload", "scan_layers", "vocab_size", "num_future")
 
 # Parameters with a row for each token, which may have become more.
 _VOCABULARY = ("embed/embedding", "head/kernel", "head/bias")

@@ -71,7 +71,7 @@ class Einsum(nn.Module):
     num_inputs = math.prod(size for i, size in enumerate(self.shape) if i not in kept)
     init = nn.initializers.normal(initial_std(self.cfg, num_inputs, self.std))
     kernel = param(self, "kernel", init, self.shape, self.axes)
-    y = checkpoint_name(einsum(self.equation, x.astype(dtype), kernel.astype(dtype)), "product")
+    y = checkpoint_name(einsum(self.equation, x.astype(dtype), kernel.astype(dtype)), self.name or "product")
     if not self.use_bias:
       return y
     bias = param(self, "bias", nn.initializers.zeros, tuple(self.shape[i] for i in kept),

@@ -21,6 +21,7 @@ class Chip(NamedTuple):
     memory_bandwidth: bytes/s.
     link_bandwidth: bytes/s that it can send to the others of its slice or host, over all of its links together.
     network_bandwidth: bytes/s that it can send beyond, its share of its host's.
+    host_bandwidth: bytes/s to its host's memory, and as many at the same time from there (PCIe).
     source: where the figures are from.
   """
   kind: str
@@ -28,6 +29,7 @@ class Chip(NamedTuple):
   memory_bandwidth: float
   link_bandwidth: float
   network_bandwidth: float
+  host_bandwidth: float
   source: str
 
   @property
@@ -40,13 +42,17 @@ _GIB, _GB = 2 ** 30, 1e9
 _TPU_DOCS = "docs.cloud.google.com/tpu/docs/"
 _SCALING_BOOK = "Austin et al. 2025, How to Scale Your Model, TPUs"
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * _GIB, 1200 * _GB, 6 * 45 * _GB, 6.25 * _GB, f"{_TPU_DOCS}v4; {_SCALING_BOOK}"),
-    "v5e": Chip("TPU v5 lite", 16 * _GIB, 819 * _GB, 200 * _GB, 3.125 * _GB, f"{_TPU_DOCS}v5e"),
-    "v5p": Chip("TPU v5", 95 * _GIB, 2765 * _GB, 600 * _GB, 6.25 * _GB, f"{_TPU_DOCS}v5p; {_SCALING_BOOK}"),
-    "v6e": Chip("TPU v6 lite", 32 * _GIB, 1638 * _GB, 400 * _GB, 12.5 * _GB, f"{_TPU_DOCS}v6e; {_SCALING_BOOK}"),
-    "h100": Chip("NVIDIA H100 80GB HBM3", 80e9, 3350 * _GB, 450 * _GB, 50 * _GB, "NVIDIA H100 SXM and DGX H100"),
-    "h200": Chip("NVIDIA H200", 141e9, 4800 * _GB, 450 * _GB, 50 * _GB, "NVIDIA H200 SXM and DGX H200"),
-    "b200": Chip("NVIDIA B200", 180e9, 7700 * _GB, 900 * _GB, 50 * _GB, "NVIDIA DGX B200"),
+    "v4": Chip("TPU v4", 32 * _GIB, 1200 * _GB, 6 * 45 * _GB, 6.25 * _GB, 16 * _GB, f"{_TPU_DOCS}v4; {_SCALING_BOOK}"),
+    "v5e": Chip("TPU v5 lite", 16 * _GIB, 819 * _GB, 200 * _GB, 3.125 * _GB, 16 * _GB,
+                f"{_TPU_DOCS}v5e; {_SCALING_BOOK}"),
+    "v5p": Chip("TPU v5", 95 * _GIB, 2765 * _GB, 600 * _GB, 6.25 * _GB, 16 * _GB,
+                f"{_TPU_DOCS}v5p; {_SCALING_BOOK}"),
+    "v6e": Chip("TPU v6 lite", 32 * _GIB, 1638 * _GB, 400 * _GB, 12.5 * _GB, 32 * _GB,
+                f"{_TPU_DOCS}v6e; {_SCALING_BOOK}"),
+    "h100": Chip("NVIDIA H100 80GB HBM3", 80e9, 3350 * _GB, 450 * _GB, 50 * _GB, 64 * _GB,
+                 "NVIDIA H100 SXM and DGX H100"),
+    "h200": Chip("NVIDIA H200", 141e9, 4800 * _GB, 450 * _GB, 50 * _GB, 64 * _GB, "NVIDIA H200 SXM and DGX H200"),
+    "b200": Chip("NVIDIA B200", 180e9, 7700 * _GB, 900 * _GB, 50 * _GB, 64 * _GB, "NVIDIA DGX B200"),
 }
 
 # How libtpu calls them, and what it wants to know besides.
