@@ -1,7 +1,8 @@
 """An optimizer whose moments live in the host's memory (Rajbhandari et al. 2021, ZeRO-Infinity, arXiv 2104.07857).
 
-A parameter's moments come to the device when it is updated, and go back before those of the next but one come: left to
-the compiler all come at once, and the device needs as much memory as if they had stayed.
+A parameter's moments come to the device when it is updated, and go back before those of the next come: asked for
+together all come at once, and the device needs as much memory as if they had stayed. The compiler still fetches some
+ahead where it finds room.
 """
 
 from typing import Any, Callable
@@ -13,9 +14,6 @@ import jax.numpy as jnp
 from lmjax.optim.gates import split
 from lmjax.optim.optimizer import Optimizer
 from lmjax.partitioning import HOST_MEMORY, platform
-
-# Parameters whose moments are on the device at a time: some come while others go.
-_IN_FLIGHT = 2
 
 
 def on_host(shapes: Any, shardings: Any) -> Any:
@@ -38,18 +36,17 @@ def in_turn(make: Callable[[Any], Optimizer], params: Any, frozen: Any | None) -
   def update(grads, state, params, hparams, loss_fn, accept=True):
     leaves, structure = jax.tree_util.tree_flatten_with_path(state)
     # The first wait for what is known when all gradients are.
-    old, new, waits_for = dict(leaves), {}, [accept] * _IN_FLIGHT
+    old, new, before = dict(leaves), {}, accept
     for path in learned:
       others = flax.traverse_util.unflatten_dict({key: key != path for key in flat(params)})
       alone, part = make(others), lambda tree, path=path: flax.traverse_util.unflatten_dict({path: flat(tree)[path]})
       paths, form = jax.tree_util.tree_flatten_with_path(jax.eval_shape(alone.init, params))
       mine = form.unflatten([old[where] for where, _ in paths])
       if platform() != "cpu":  # There the host's memory is the device's, and waiting would only round otherwise.
-        mine, _ = jax.lax.optimization_barrier((mine, waits_for[-_IN_FLIGHT]))
+        mine, _ = jax.lax.optimization_barrier((mine, before))
       own = {name: part(value) if name == "gates" else value for name, value in hparams.items()}
       params, mine = alone.update(part(grads), _moved(mine, jax.memory.Space.Device), params, own, loss_fn, accept)
-      mine = _moved(mine, jax.memory.Space.Host)
-      waits_for.append(mine)
+      mine = before = _moved(mine, jax.memory.Space.Host)
       new.update(jax.tree_util.tree_leaves_with_path(mine))
     return params, structure.unflatten([new[where] for where, _ in leaves])
 

@@ -192,7 +192,7 @@ def _memory(setup: train.Setup, batch: dict, compiled: Any) -> tuple[dict[str, f
                - analysis.alias_size_in_bytes)
   peak = getattr(analysis, "peak_memory_in_bytes", 0) or allocated
   if host["host"]:  # The compiler's peak counts the state there, and what is saved there where it is the larger part.
-    peak = min(peak - analysis.host_argument_size_in_bytes, allocated)
+    peak = min(peak - analysis.host_argument_size_in_bytes, allocated + analysis.generated_code_size_in_bytes)
   return kinds | {"temporaries": max(0.0, peak - sum(kinds.values()))} | host, to_host, peak
 
 
