@@ -20,6 +20,7 @@ from typing import Any, Mapping
 
 import ml_collections
 
+from lmjax import config_checks
 from lmjax.config_checks import DURATIONS, UNITS, UserError, check_combinations, checked, reject_unknown, split_optional
 
 MAX_STEPS = 2**31 - 1  # The state counts in int32.
@@ -182,14 +183,18 @@ class ModelConfig:
   dtype: str = setting("auto", "Compute type; auto is bfloat16 on accelerators and float32 on CPU.",
                        choices=("auto", "float32", "bfloat16"))
   quantization: str = setting(
-      "none", "Type of the matrix products of the blocks' linear maps, forward and backward: none is dtype, int8 is "
-      "faster on TPU v5e, v5p, v6e and on GPUs from Hopper on, fp8 on GPUs from Hopper on and TPU v7; elsewhere both "
-      "are right but slow. Parameters, and all else that is computed, stay as they are.",
-      choices=("none", "int8", "fp8"))
+      "none", "Type of the matrix products of the blocks' linear maps, forward and backward: none is dtype; TPU v5e, "
+      "v5p and v6e multiply int8 faster than that, GPUs from Hopper on both int8 and fp8. Parameters, and all else "
+      "that is computed, stay as they are.", choices=("none", "int8", "fp8"))
   param_dtype: str = setting("float32", "Type the parameters are kept in.", choices=("float32", "bfloat16"))
   remat_policy: str = setting(
       "products", "What the backward pass makes again: none of it (most memory), all but the results of matrix "
-      "products (cheap), or the full block (least memory, a third more work).", choices=("none", "products", "full"))
+      "products (cheap), the same with these in the host's memory (offload), all but what attention makes, the full "
+      "block (least memory, a third more work), or all but the results in remat_save and remat_offload (names).",
+      choices=("none", "products", "offload", "attention", "full", "names"))
+  remat_save: tuple = setting(
+      (), f"Under remat_policy names, results of a block that are saved, of {', '.join(config_checks.REMAT_NAMES)}.")
+  remat_offload: tuple = setting((), "The same, of results that are kept in the host's memory meanwhile.")
   stage_microbatches: int | None = setting(
       None, "Parts of a microbatch that pass through the stages of mesh.stage one after another, a multiple of their "
       "number; None means up to eight a stage.", low=1, high=_MAX_SIZE)
@@ -303,6 +308,9 @@ class OptimConfig:
   eps: float = setting(1e-8, "Added to the denominator.", above=0)
   weight_decay: float = setting(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0)
   clip_norm: float | None = setting(1.0, "Gradients of a larger global norm are scaled down to it.", above=0)
+  offload: bool = setting(
+      False, "Whether the optimizer's moments are kept in the host's memory, and come to the device a parameter at a "
+      "time when they are updated.")
   adam_learning_rate_ratio: float = setting(
       1.0, "Under muon: learning rate of what Muon leaves to AdamW (embeddings, norms, biases), over the peak.", low=0)
   learning_rate_policy: tuple = setting(

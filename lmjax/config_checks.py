@@ -14,6 +14,9 @@ from typing import Any
 # Every duration: (group, stem of its three fields).
 DURATIONS = (("train", "num"), ("optim", "warmup"), ("optim", "decay"), ("eval", "every"), ("checkpoint", "every"))
 UNITS = ("steps", "tokens", "epochs")
+# The results of a block that config.model.remat_save and remat_offload may name: of the linear maps of attention and
+# MLP, of softmax attention itself, of a router, of a shared expert's gate, and of XLNet's distances.
+REMAT_NAMES = ("query", "key", "value", "attention", "out", "up", "gate", "down", "router", "shared_gate", "distance")
 
 
 class UserError(Exception):
@@ -271,9 +274,25 @@ def _check_model(model: Any, seq_len: int) -> None:
   if model.position == "relative" and model.relative_buckets % 2:
     raise UserError(f"config.model.relative_buckets is {model.relative_buckets}, but it must be even, for an encoder "
                     "halves them.")
+  _check_remat(model)
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")
+
+
+def _check_remat(model: Any) -> None:
+  for setting in ("remat_save", "remat_offload"):
+    names = getattr(model, setting)
+    if names and model.remat_policy != "names":
+      raise UserError(f"config.model.{setting} is {names!r}, which config.model.remat_policy {model.remat_policy} does "
+                      "not read; set that to names, or leave this ().")
+    for name in names:
+      if name not in REMAT_NAMES:
+        raise UserError(f"config.model.{setting} has {name!r}, but the results of a block are called "
+                        f"{', '.join(REMAT_NAMES)}.")
+  if both := [name for name in model.remat_save if name in model.remat_offload]:
+    raise UserError(f"config.model.remat_save and remat_offload both have {both[0]!r}, but it is kept in one place; "
+                    "leave it in one of them.")
 
 
 # What encoder-decoders, XLNet and ELECTRA have in one form only, and what XLNet or ELECTRA alone has, with the value
@@ -313,6 +332,11 @@ def _check_architecture(model: Any) -> None:
                     "it too; set config.model.unidirectional, or memory_same_len to False.")
 
 
+# Optimizers whose state has to be on the device as a whole.
+_WHOLE = {"sophia": "which measures the curvature of all parameters together",
+          "schedule_free": "which makes the averages to evaluate of its state"}
+
+
 def _check_optim(optim: Any) -> None:
   if optim.name == "schedule_free" and optim.schedule != "constant":
     raise UserError("config.optim.name is schedule_free, which averages in place of a schedule, but "
@@ -323,6 +347,9 @@ def _check_optim(optim: Any) -> None:
                     f"{optim.schedule}; set it to wsd, or leave the decay out.")
   if optim.name == "schedule_free" and optim.beta1 == 0:
     raise UserError("config.optim.beta1 is 0, but schedule_free interpolates by it; set it above 0, such as 0.9.")
+  if optim.offload and optim.name in _WHOLE:
+    raise UserError(f"config.optim.offload is True, but config.optim.name is {optim.name}, {_WHOLE[optim.name]}; set "
+                    "offload to False, or name to another such as adamw.")
   try:
     re.compile(optim.lora_targets)
   except re.error as e:

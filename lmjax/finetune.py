@@ -15,8 +15,9 @@ from lmjax.models.electra import discriminator_of
 from lmjax.models.transformer import init_params, make_model
 
 # Settings that stay the experiment's own: what is trained on top of the model, and how it is computed.
-_OWN = ("head", "task_heads", "num_labels", "dropout", "attention_impl", "dtype", "quantization", "param_dtype",
-        "remat_policy", "scan_layers", "vocab_size", "num_future")
+_OWN = ("head", "task_heads", "num_labels", "dropout", "attention_impl", "context_attention", "dtype", "quantization",
+        "param_dtype", "remat_policy", "remat_save", "remat_offload", "stage_microbatches", "stage_repeats",
+        "scan_layers", "vocab_size", "num_future")
 
 # Parameters with a row for each token, which may have become more.
 _VOCABULARY = ("embed/embedding", "head/kernel", "head/bias")

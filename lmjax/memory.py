@@ -1,12 +1,32 @@
-"""Whether what a run must keep fits the devices at all, told before they are asked for it."""
+"""Whether what a run must keep fits the devices and where it is to lie, told before they are asked for it."""
 
 import math
+import operator
 import os
 from typing import Any
 
 import jax
 
+from lmjax.config import Config
 from lmjax.config_checks import Refused
+from lmjax.partitioning import HOST_MEMORY
+
+
+def in_host_memory(x: jax.ShapeDtypeStruct) -> bool:
+  """Is an array's place the memory of its devices' hosts?"""
+  return x.sharding.memory_kind == HOST_MEMORY
+
+
+def check_host_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
+  """Raises Refused where the config keeps something in the host's memory and the devices do not reach it."""
+  asked = {"optim.offload": config.optim.offload, "model.remat_policy": config.model.remat_policy == "offload",
+           "model.remat_offload": bool(config.model.remat_offload)}
+  device = mesh.devices.flat[0]
+  if any(asked.values()) and HOST_MEMORY not in {memory.kind for memory in device.addressable_memories()}:
+    name = next(name for name, is_asked in asked.items() if is_asked)
+    raise Refused(f"config.{name} is {operator.attrgetter(name)(config)!r}, but a {device.device_kind} does not reach "
+                  "its host's memory by itself; set config.optim.offload to False, and config.model.remat_policy to "
+                  "products.")
 
 
 def check_fits(shapes: Any) -> None:
@@ -21,7 +41,8 @@ def check_fits(shapes: Any) -> None:
     Refused: where the state alone is larger.
   """
   devices = jax.local_devices()
-  leaves = jax.tree.leaves(shapes)
+  # On a CPU the host's memory is the device's too.
+  leaves = [x for x in jax.tree.leaves(shapes) if devices[0].platform == "cpu" or not in_host_memory(x)]
   of_device = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
   if devices[0].platform == "cpu":  # All of them share the machine's.
     needed, has = of_device * len(devices), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

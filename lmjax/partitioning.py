@@ -58,6 +58,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "act_vocab": "tensor",
 }
 
+# The kind of memory that a device reads from its host by itself.
+HOST_MEMORY = "pinned_host"
+
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 _in_stage: contextvars.ContextVar[bool] = contextvars.ContextVar("in_stage", default=False)
 

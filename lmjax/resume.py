@@ -59,7 +59,8 @@ WARNED = (
 FREE = (
     "train.grad_accum_steps", "train.on_nonfinite", "train.log_every_steps", "train.sample_prompt",
     "train.sample_length", "train.compilation_cache", "train.watchdog_seconds",
-    "model.attention_impl", "model.remat_policy", "model.scan_layers", "objective.loss_chunk",
+    "model.attention_impl", "model.context_attention", "model.remat_policy", "model.remat_save", "model.remat_offload",
+    "model.stage_microbatches", "model.stage_repeats", "model.scan_layers", "objective.loss_chunk", "optim.offload",
     "data.data_dir", "data.cache_dir", "data.num_workers", "data.prefetch",
     "eval.sets", "eval.every_steps", "eval.every_tokens", "eval.every_epochs", "eval.batch_size", "eval.num_batches",
     "eval.final_num_batches", "eval.use_ema", "eval.best_metric", "eval.best_mode", "eval.best_min_change",

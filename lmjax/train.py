@@ -27,7 +27,7 @@ from lmjax.config_checks import Refused, check_objective
 from lmjax.data import chat
 from lmjax.interrupt import Interrupt
 from lmjax.models.transformer import init_params, make_model
-from lmjax.optim import lora
+from lmjax.optim import lora, offload
 from lmjax.optim.gates import Gates, join, make_gates, split
 from lmjax.optim.optimizer import Optimizer, make_optimizer, mean_and_clip
 from lmjax.optim.schedules import make_schedule
@@ -97,8 +97,10 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
 
   Raises:
     UserError: where the model or the batch does not divide by the mesh, or a policy names no parameter.
+    Refused: where something is to be kept in the host's memory, and the devices do not reach it.
   """
   partitioning.check_divisible(config, mesh)
+  memory.check_host_memory(config, mesh)
   model = make_model(config.model, mesh.devices.flat[0].platform)
   of_model = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
   adapters = functools.partial(lora.init, of_model, config.optim)
@@ -106,7 +108,8 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   axes = partitioning.logical_axes(boxed)
   gates = make_gates(config.optim, axes, nn.unbox(boxed))
   frozen = gates.frozen if gates else None
-  optimizer = make_optimizer(config.optim, axes, frozen)
+  of_others = functools.partial(make_optimizer, config.optim, axes)
+  optimizer = offload.in_turn(of_others, boxed, frozen) if config.optim.offload else of_others(frozen)
   averages = config.optim.name == "schedule_free"
 
   def start(params: Any, key: jax.Array) -> TrainState:
@@ -120,6 +123,8 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   shapes = jax.eval_shape(start, nn.unbox(of_model), jax.random.key(0))
   of_params = partitioning.param_shardings(mesh, boxed)
   shardings = partitioning.like_params(mesh, shapes, shapes.params, of_params)
+  if config.optim.offload:
+    shardings = shardings.replace(opt_state=offload.on_host(shapes.opt_state, shardings.opt_state))
   shapes = partitioning.laid_out(shapes, shardings)
   return Setup(config, mesh, model, objectives.OBJECTIVES[config.objective.name], optimizer, gates, start,
                shapes)
@@ -179,9 +184,7 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
     first = _microbatch(batch, cfg.train.grad_accum_steps, 0)
     return loss_fn(learned, first, 0)[0] / jnp.maximum(jnp.sum(first["weights"]), 1e-9)
 
-  params, opt_state = setup.optimizer.update(grads, state.opt_state, state.params, hparams, mean_loss)
-  keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-  params, opt_state = keep((params, opt_state), (state.params, state.opt_state))
+  params, opt_state = setup.optimizer.update(grads, state.opt_state, state.params, hparams, mean_loss, ok)
   ema = state.ema
   if ema is not None:
     # The average of few steps weighs them evenly, and so forgets the initial parameters.

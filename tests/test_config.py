@@ -44,6 +44,11 @@ def test_every_setting_says_what_it_means():
     (dict(optim=dict(name="schedule_free", schedule="constant", beta1=0.0)), "beta1 is 0, but schedule_free"),
     (dict(optim=dict(name="schedule_free")), "config.optim.schedule is cosine; set it to constant"),
     (dict(optim=dict(decay_steps=5)), "config.optim.decay_steps is for the wsd schedule"),
+    (dict(optim=dict(name="sophia", offload=True)), "offload is True, but config.optim.name is sophia, which measures"),
+    (dict(model=dict(remat_policy="names", remat_save=("query", "mlp"))), "remat_save has 'mlp', but the results of a "
+     "block are called query, key, value, attention, out, up, gate, down, router, shared_gate, distance"),
+    (dict(model=dict(remat_policy="names", remat_save=("up",), remat_offload=("up",))), "both have 'up'"),
+    (dict(model=dict(remat_offload=("up",))), "which config.model.remat_policy products does not read; set that to"),
     (dict(optim=dict(weight_decay_policy=(("(", 0.0),))), "weight_decay_policy has the entry"),
     (dict(optim=dict(learning_rate_policy=("mlp",))), "learning_rate_policy has the entry 'mlp', which is not a"),
     (dict(train=dict(batch_size=10, grad_accum_steps=3)), "batch_size is 10, which config.train.grad_accum_steps = 3"),

@@ -18,6 +18,8 @@ TUPLES = {
     "data.tasks": st.just(()),
     "objective.task_weights": st.sampled_from([(), (1.0, 0.5)]),
     "model.task_heads": st.just(()),
+    "model.remat_save": st.sampled_from([(), ("query", "up")]),
+    "model.remat_offload": st.sampled_from([(), ("attention",)]),
     "data.weights": st.sampled_from([(), (1.0,), (3,)]),
     "model.attention_pattern": st.sampled_from([(), ("global",)]),
     "eval.sets": st.lists(st.sampled_from(["validation", "train", "mine=a.txt,b c.txt"]), unique=True).map(tuple),

@@ -111,7 +111,8 @@ def _distinct_shards(leaf: jax.Array) -> dict[str, np.ndarray]:
 
 def _assemble(leaf: jax.Array, shards: dict[str, np.ndarray]) -> jax.Array:
   parts = [jax.device_put(shards[str(shard.index)], shard.device) for shard in leaf.addressable_shards]
-  return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+  # All of a CPU's kinds of memory are one, and a copy is best where it needs no further one.
+  return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding.with_memory_kind("device"), parts)
 
 
 def _copy_all(sources: list[np.ndarray], targets: list[np.ndarray]) -> None:

@@ -44,7 +44,7 @@ FAMILIES = {family.model_type: family for family in (
 # ModelConfig settings that change how a model starts, trains or is computed, but not which function it is; what
 # use_bias says stands in qkv_bias, out_bias and mlp_bias once sizes are resolved.
 _NEUTRAL = ("use_bias", "dropout", "init_std", "init", "scale_residual_init", "attention_impl", "dtype", "param_dtype",
-            "remat_policy", "scan_layers")
+            "remat_policy", "remat_save", "remat_offload", "scan_layers")
 
 _NUM_LABELS = 2  # Where config.json names no labels.
 

@@ -75,7 +75,7 @@ class Einsum(nn.Module):
     kernel = param(self, "kernel", init, self.shape, self.axes)
     plain = self.cfg.quantization == "none" or quantized.SERVED_AXES.isdisjoint(self.axes)
     product = einsum if plain else functools.partial(quantized.einsum, self.cfg.quantization)
-    y = checkpoint_name(product(self.equation, x.astype(dtype), kernel.astype(dtype)), "product")
+    y = checkpoint_name(product(self.equation, x.astype(dtype), kernel.astype(dtype)), self.name or "product")
     if not self.use_bias:
       return y
     bias = param(self, "bias", nn.initializers.zeros, tuple(self.shape[i] for i in kept),

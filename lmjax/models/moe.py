@@ -93,8 +93,9 @@ def _mlp(cfg: ModelConfig, product, x, kernels):
   """The MLP of `layers.Mlp`, by any product of rows and an expert's kernel."""
   *into, down = kernels
   act = ACTIVATIONS[cfg.activation]
-  hidden = [checkpoint_name(product(x, kernel), "product") for kernel in into]
-  return checkpoint_name(product(act(hidden[0]) * hidden[1] if cfg.gated_mlp else act(hidden[0]), down), "product")
+  names = ("gate", "up") if cfg.gated_mlp else ("up",)
+  hidden = [checkpoint_name(product(x, kernel), name) for name, kernel in zip(names, into)]
+  return checkpoint_name(product(act(hidden[0]) * hidden[1] if cfg.gated_mlp else act(hidden[0]), down), "down")
 
 
 def _dropless(cfg: ModelConfig, x_BTD: jax.Array, experts_BTK: jax.Array, gates_BTK: jax.Array,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lmjax import partitioning
 from lmjax.config import ModelConfig, fill_sizes
-from lmjax.models import pipeline
+from lmjax.models import pipeline, remat
 from lmjax.models.attention import Attention, Context, KVCache
 from lmjax.models.heads import TaskHead
 from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, initial_std, param
@@ -22,18 +22,6 @@ from lmjax.models.moe import ROUTER, Moe
 from lmjax.models.products import vocabulary_logits
 from lmjax.models.relative import RelativeBias
 from lmjax.partitioning import constrain
-
-
-def _saves_products(primitive, *args, **params) -> bool:
-  """What "products" saves: results of matrix products and attention's; norms and activations are made again."""
-  # JAX's fused attention names none of its results, and its softmax sums are no output that could be named here.
-  return primitive.name.startswith("dot_product_attention_fwd") or _named(primitive, *args, **params)
-
-
-_named = jax.checkpoint_policies.save_only_these_names("product", "attention")
-
-# What the backward pass finds saved of a block, beside its input; None is nothing.
-REMAT_POLICIES = {"products": _saves_products, "full": None}
 
 
 class Block(nn.Module):
@@ -106,7 +94,7 @@ def repeat(cfg: ModelConfig, block: type[nn.Module], num_layers: int) -> Callabl
   (cfg.scan_layers), so that a checkpoint serves both; with cfg.share_layers there is one block's.
   """
   if cfg.remat_policy != "none":
-    block = nn.remat(block, policy=REMAT_POLICIES[cfg.remat_policy], prevent_cse=not cfg.scan_layers)
+    block = nn.remat(block, policy=remat.policy(cfg), prevent_cse=not cfg.scan_layers)
   split = {"variable_broadcast": "params", "variable_axes": {ROUTER: 0}} if cfg.share_layers else {
       "variable_axes": {"params": 0, ROUTER: 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
   return nn.scan(
@@ -193,10 +181,12 @@ class Transformer(nn.Module):
           mutable=[ROUTER] if reports else [])
       return x, reported[ROUTER]["mlp"]["stats"] if reports else {}
 
+    # With none, what passes between groups of layers is still made again: else each tick would save its parameters.
+    kept = dataclasses.replace(cfg, remat_policy="products") if cfg.remat_policy == "none" else cfg
     x_BTD, stats = pipeline.run(
         layers, self.layers.variables["params"], x_BTD, context,
         self.make_rng("dropout") if self.has_rng("dropout") else None, cfg.stage_microbatches, cfg.stage_repeats,
-        functools.partial(jax.checkpoint, policy=REMAT_POLICIES.get(cfg.remat_policy, _saves_products)))
+        functools.partial(jax.checkpoint, policy=remat.policy(kept)))
     if reports:
       self.sow(ROUTER, "stats", stats, init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return x_BTD

@@ -25,9 +25,10 @@ class Optimizer(NamedTuple):
 
   Attributes:
     init: params -> state.
-    update: (grads, state, params, hparams, loss_fn) -> (new params, new state). `hparams` holds the scalars
+    update: (grads, state, params, hparams, loss_fn, accept) -> (new params, new state). `hparams` holds the scalars
       "learning_rate" and "weight_decay", and "gates" where there are some (see gates.py); `loss_fn` maps what learns to
-      the mean loss of the batch (Sophia reads curvature).
+      the mean loss of the batch (Sophia reads curvature). Where `accept`, a boolean on the device, is false both are as
+      they were.
     eval_params: (state, params) -> the parameters to evaluate, which schedule-free averages.
   """
   init: Callable[[Any], Any]
@@ -74,11 +75,13 @@ def make_optimizer(cfg: OptimConfig, axes: Any, frozen: Any | None = None) -> Op
       state = state._replace(b1=jnp.float32(cfg.beta1), weight_sum=zero, max_lr=zero)
     return state
 
-  def update(grads, state, params, hparams, loss_fn):
+  def update(grads, state, params, hparams, loss_fn, accept=True):
     extra = {"obj_fn": loss_fn} if cfg.name == "sophia" else {}
     learned, rest = split(params, frozen)
-    changes, state = transform(hparams).update(grads, state, learned, **extra)
-    return join(optax.apply_updates(learned, changes), rest), state
+    changes, new_state = transform(hparams).update(grads, state, learned, **extra)
+    new = optax.apply_updates(learned, changes), new_state
+    learned, state = jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, (learned, state))
+    return join(learned, rest), state
 
   def eval_params(state, params):
     if cfg.name != "schedule_free":

@@ -16,9 +16,10 @@ import numpy as np
 
 from lmjax import config as config_lib
 from lmjax import metrics, objectives, partitioning, train
-from lmjax.config import Config
+from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import Refused, check_objective
-from lmjax.models import quantized
+from lmjax.memory import in_host_memory
+from lmjax.models import quantized, remat
 from lmjax.optim import lora
 from lmjax.plan.batches import abstract_batch, tasks_of, vocab_size
 from lmjax.plan.collectives import Collective, collectives
@@ -28,8 +29,6 @@ from lmjax.plan.topologies import Topology, described_devices
 _NEEDED = re.compile(r"(?:[Uu]sed |required for [\w ]*\()([\d.]+)([KMGT])")
 # No GPU is there to time kernels on.
 UNTIMED = {"xla_gpu_autotune_level": 0}
-# Forward passes that a step makes beside the one that training takes anyway, by remat policy.
-_RECOMPUTED = {"none": 0.0, "products": 0.0, "full": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +42,13 @@ class Plan:
     fits: whether the compiler could place it in memory.
     peak_bytes: of memory on a device; None where the compiler did not say.
     memory_bytes: that a device has.
-    bytes_by_kind: parameters, optimizer (with averages), activations (what the backward pass finds saved), temporaries
-      (the rest up to the peak), on a device.
+    bytes_by_kind: on a device parameters, optimizer (with averages), activations (what the backward pass finds saved)
+      and temporaries (the rest up to the peak); and host, what of optimizer and activations a device keeps in the
+      memory of its host instead.
     num_params: of the model.
     model_flops: of a step on all devices.
     collectives: of a step, a device's part.
-    seconds: a step's bounds: compute, memory, links, network.
+    seconds: a step's bounds: compute, memory, links, network, host (what goes to the host's memory or comes back).
     compile_seconds: that the compiler took here.
     tokens_a_step: of the batch.
     num_steps: of the run; None where it is given in epochs.
@@ -141,7 +141,7 @@ def make_plan(config: Config, topology: Topology, program: str | None = None) ->
   if program and compiled:
     _write(compiled, topology, program)
   found = tuple(collectives(compiled.as_text(), dict(mesh.shape), topology.devices_a_fast_network)) if compiled else ()
-  by_kind, peak = _memory(setup, batch, compiled)
+  by_kind, to_host, peak = _memory(setup, batch, compiled)
   asked = peak if compiled else _asked(message)
   return Plan(
       topology=topology.name, num_chips=topology.num_chips,
@@ -149,7 +149,7 @@ def make_plan(config: Config, topology: Topology, program: str | None = None) ->
       fits=compiled is not None and asked <= topology.chip.memory, peak_bytes=asked,
       memory_bytes=topology.chip.memory, bytes_by_kind=by_kind,
       num_params=metrics.count_params(lora.without(setup.state_shapes.params)), model_flops=_flops(config),
-      collectives=found, seconds=_bounds(config, topology, by_kind, found), compile_seconds=seconds,
+      collectives=found, seconds=_bounds(config, topology, by_kind, to_host, found), compile_seconds=seconds,
       tokens_a_step=_tokens_a_step(config), num_steps=None if in_epochs else config.train.num_steps, message=message)
 
 
@@ -179,29 +179,35 @@ def _asked(message: str) -> int | None:
   return round(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
 
 
-def _memory(setup: train.Setup, batch: dict, compiled: Any) -> tuple[dict[str, float], int | None]:
-  """Returns bytes on a device by kind, and the peak."""
+def _memory(setup: train.Setup, batch: dict, compiled: Any) -> tuple[dict[str, float], float, int | None]:
+  """Returns bytes on a device by kind, those that it sends to its host in a step, and the peak."""
   state = setup.state_shapes
-  kinds = {"parameters": _on_device(state.params), "optimizer": _on_device((state.opt_state, state.ema, state.spike)),
-           "activations": _saved(setup, batch)}
+  optimizer, saved = _of_device((state.opt_state, state.ema, state.spike)), _saved(setup, batch)
+  kinds = {"parameters": _of_device(state.params)[0], "optimizer": optimizer[0], "activations": saved[0]}
+  host, to_host = {"host": optimizer[1] + saved[1]}, optimizer[1] + saved[1] * setup.config.train.grad_accum_steps
   if compiled is None:
-    return kinds, None
+    return kinds | host, to_host, None
   analysis = compiled.memory_analysis()
-  peak = getattr(analysis, "peak_memory_in_bytes", 0) or (
-      analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-      - analysis.alias_size_in_bytes)
-  return kinds | {"temporaries": max(0.0, peak - sum(kinds.values()))}, peak
+  allocated = (analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+               - analysis.alias_size_in_bytes)
+  peak = getattr(analysis, "peak_memory_in_bytes", 0) or allocated
+  if host["host"]:  # The compiler's peak counts the state there, and what is saved there where it is the larger part.
+    peak = min(peak - analysis.host_argument_size_in_bytes, allocated + analysis.generated_code_size_in_bytes)
+  return kinds | {"temporaries": max(0.0, peak - sum(kinds.values()))} | host, to_host, peak
 
 
-def _on_device(tree: Any) -> float:
-  return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-                   for leaf in jax.tree.leaves(tree)))
+def _of_device(tree: Any) -> tuple[float, float]:
+  """Returns the bytes that a device has of arrays in its own memory, and in its host's."""
+  size = lambda leaf: float(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
+  leaves = jax.tree.leaves(tree)
+  on_host = sum(size(leaf) for leaf in leaves if in_host_memory(leaf))
+  return sum(map(size, leaves)) - on_host, on_host
 
 
-def _saved(setup: train.Setup, batch: dict) -> float:
-  """Returns the bytes on a device of what the forward pass of a microbatch saves, but for the parameters.
+def _saved(setup: train.Setup, batch: dict) -> tuple[float, float]:
+  """Returns the bytes on a device, and in its host's memory, of what the forward pass of a microbatch saves.
 
-  They are taken to be split as the batch is.
+  Parameters are left out. The rest is taken to be split as the batch is.
   """
   cfg, params = setup.config, lora.without(setup.state_shapes.params)
   count = cfg.train.grad_accum_steps
@@ -210,14 +216,17 @@ def _saved(setup: train.Setup, batch: dict) -> float:
 
   def residuals(params, rows):
     loss = lambda params: setup.objective.loss(setup.model, params, rows, cfg.objective, None)[0]
-    return jax.vjp(loss, params)[1]
+    return jax.tree.leaves(jax.vjp(loss, params)[1])
 
   plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
   with partitioning.use_mesh(setup.mesh):
-    saved = jax.tree.leaves(jax.eval_shape(residuals, plain, rows))
+    saved = jax.make_jaxpr(residuals)(plain, rows).out_avals
     known = {leaf.shape for leaf in jax.tree.leaves(params)}
     mine = [leaf for leaf in saved if leaf.shape not in known]
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in mine) / partitioning.ways("batch")
+    size = lambda on_host: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in mine
+                               if (leaf.memory_space == jax.memory.Space.Host) == on_host)
+    parts = partitioning.ways("batch_length")
+    return size(False) / parts, size(True) / parts
 
 
 def _flops(config: Config) -> float:
@@ -236,15 +245,16 @@ def arithmetic_seconds(config: Config, topology: Topology) -> float:
   return ((total - fast) / chip.peak_flops + fast / rate) / topology.num_chips
 
 
-def _bounds(config: Config, topology: Topology, by_kind: dict[str, float],
+def _bounds(config: Config, topology: Topology, by_kind: dict[str, float], to_host: float,
             found: tuple[Collective, ...]) -> dict[str, float]:
   """Returns the seconds that each resource needs for a step at its peak rate.
 
   Memory moves at least: the compute copy of all parameters of a device, forward and backward, for each microbatch; the
-  parameters and the optimizer's state, read and written; what the forward pass saves, written and read.
+  parameters and the optimizer's state, read and written; what the forward pass saves, written and read. What lies in
+  the host's memory comes and goes as often; its link has a lane for each way.
   """
   chip = topology.chip
-  again = 1 + _RECOMPUTED[config.model.remat_policy] / 3
+  again = 1 + made_again(config.model, config.data.seq_len) / 3
   passes = 2 * config.train.grad_accum_steps
   moved = passes * by_kind["parameters"] / 2 + 2 * (by_kind["parameters"] + by_kind["optimizer"]) + (
       2 * by_kind["activations"] * config.train.grad_accum_steps)
@@ -252,7 +262,27 @@ def _bounds(config: Config, topology: Topology, by_kind: dict[str, float],
   far = sum(one.sent for one in found if one.crosses)
   model = arithmetic_seconds(config, topology)
   return {"model": model, "compute": model * again, "memory": moved / chip.memory_bandwidth,
-          "links": near / chip.link_bandwidth, "network": far / chip.network_bandwidth}
+          "links": near / chip.link_bandwidth, "network": far / chip.network_bandwidth,
+          "host": to_host / chip.host_bandwidth}
+
+
+def made_again(model: ModelConfig, seq_len: int) -> float:
+  """Returns the share of the forward pass's products that the backward pass makes again, as far as blocks have them.
+
+  Args:
+    model: with its sizes resolved.
+    seq_len: T.
+  """
+  if model.remat_policy == "none":
+    return 0.0
+  D, H, N, K = model.embed_dim, model.head_dim, model.num_heads, model.num_kv_heads
+  F = model.mlp_dim if not model.num_experts else (
+      model.experts_per_token * model.expert_dim + model.shared_expert_dim)
+  keys = min(model.attention_window or seq_len, seq_len) / (2 if model.architecture == "decoder" else 1)
+  of_token = {"query": D * N * H, "key": D * K * H, "value": D * K * H, "attention": 2 * keys * N * H,
+              "out": N * H * D, "up": D * F, "gate": D * F * model.gated_mlp, "down": F * D}
+  kept = {name for names in remat.kept(model) for name in names}
+  return sum(count for name, count in of_token.items() if name not in kept) / sum(of_token.values())
 
 
 def _write(compiled: Any, topology: Topology, path: str) -> None:

@@ -10,14 +10,17 @@ from typing import Any, Iterator, NamedTuple
 
 from lmjax.config import Config
 from lmjax.config_checks import UserError
-from lmjax.plan import Plan, arithmetic_seconds, make_plan, resolved
+from lmjax.plan import Plan, arithmetic_seconds, made_again, make_plan, resolved
 from lmjax.plan.topologies import Topology
 
-_TENSOR, _MICROBATCHES, _REMAT = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32), ("none", "products", "full")
-# Work that comes on top of a forward and a backward pass.
-_AGAIN = {"none": 1.0, "products": 1.03, "full": 4 / 3}
-# Bytes that a layer saves of a token, in units of its width: everything, the results of products, its input.
-_SAVED = {"none": 34, "products": 16, "full": 2}
+_TENSOR, _MICROBATCHES, _REMAT = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32), (
+    "none", "products", "attention", "offload", "full")
+# Work that making again what stands between products adds to a forward and a backward pass.
+_BETWEEN = 0.03
+# Bytes that a layer saves of a token, in units of its width: everything, the results of products, its input; and the
+# same of what goes to the host.
+_SAVED = {"none": 34, "products": 16, "offload": 2, "attention": 4, "full": 2}
+_ON_HOST = {"offload": 14}
 _PARAM_BYTES, _OPTIMIZER_BYTES, _COMPUTE_BYTES = 4, 8, 2
 
 
@@ -41,13 +44,14 @@ class Proposal(NamedTuple):
 def proposals(config: Config, topology: Topology) -> list[Proposal]:
   """Returns what could fit by a rough estimate, the fastest first."""
   size, chip = resolved(config), topology.chip
+  unnamed = {f"model.{name}": () for name in ("remat_save", "remat_offload") if getattr(config.model, name)}
   made = []
   for tensor, count, remat in itertools.product(_TENSOR, _MICROBATCHES, _REMAT):
     ways = topology.num_chips // topology.num_slices // tensor // config.mesh.expert
     if not ways or not _divides(size, topology, tensor, ways, count):
       continue
     changes = {"mesh.replica": topology.num_slices, "mesh.data": 1, "mesh.fsdp": ways, "mesh.tensor": tensor,
-               "train.grad_accum_steps": count, "model.remat_policy": remat}
+               "train.grad_accum_steps": count, "model.remat_policy": remat, **unnamed}
     made.append(Proposal(changes, *_estimate(size, topology, tensor, ways, count, remat)))
   fitting = [one for one in made if one.bytes <= chip.memory]
   return sorted(fitting, key=lambda one: (one.seconds, one.bytes))
@@ -92,7 +96,7 @@ def _estimate(config: Config, topology: Topology, tensor: int, ways: int, count:
   """Returns seconds of a step and bytes of a device.
 
   Each microbatch gathers the parameters over fsdp twice and scatters their gradients once; over tensor each layer adds
-  up its two outputs, forward and backward.
+  up its two outputs, forward and backward. What is kept in the host's memory goes there and comes back.
   """
   model, chip = config.model, topology.chip
   layers = model.num_layers + (model.num_decoder_layers or 0)
@@ -101,11 +105,15 @@ def _estimate(config: Config, topology: Topology, tensor: int, ways: int, count:
   split = ways * tensor * config.mesh.expert
   gathered = 3 * count * num_params * _COMPUTE_BYTES / (tensor * config.mesh.expert) * (ways > 1)
   summed = 4 * layers * tokens * model.embed_dim * _COMPUTE_BYTES * 2 * (tensor - 1) / tensor
-  seconds = max(arithmetic_seconds(config, topology) * _AGAIN[remat],
-                (gathered + summed) / chip.link_bandwidth) + 0.02 * count * layers * 1e-4
-  saved = _SAVED[remat] * layers * tokens / count * model.embed_dim * _COMPUTE_BYTES / (
-      tensor if remat != "full" else 1)
-  return seconds, num_params * (_PARAM_BYTES + _OPTIMIZER_BYTES + _PARAM_BYTES) / split + saved
+  again = 1 + (remat != "none") * _BETWEEN + made_again(
+      dataclasses.replace(model, remat_policy=remat), config.data.seq_len) / 3
+  of_layer = layers * tokens * model.embed_dim * _COMPUTE_BYTES / (tensor if remat != "full" else 1)
+  moments = num_params * _OPTIMIZER_BYTES / split
+  to_host = _ON_HOST.get(remat, 0) * of_layer + moments * config.optim.offload
+  seconds = max(arithmetic_seconds(config, topology) * again, (gathered + summed) / chip.link_bandwidth,
+                to_host / chip.host_bandwidth) + 0.02 * count * layers * 1e-4
+  kept = num_params * (_PARAM_BYTES + _PARAM_BYTES) / split + moments * (not config.optim.offload)
+  return seconds, kept + _SAVED[remat] * of_layer / count
 
 
 def _num_params(model: Any, layers: int) -> float:

@@ -21,6 +21,7 @@ class Chip(NamedTuple):
     memory_bandwidth: bytes/s.
     link_bandwidth: bytes/s that it can send to the others of its slice or host, over all of its links together.
     network_bandwidth: bytes/s that it can send beyond, its share of its host's.
+    host_bandwidth: bytes/s to its host's memory, and as many at the same time from there (PCIe).
     eight_bit_flops: dense operations/s by `model.quantization`; one that is missing is no faster than bfloat16.
     source: where the figures are from.
   """
@@ -29,6 +30,7 @@ class Chip(NamedTuple):
   memory_bandwidth: float
   link_bandwidth: float
   network_bandwidth: float
+  host_bandwidth: float
   eight_bit_flops: dict[str, float]
   source: str
 
@@ -43,16 +45,19 @@ _TPU_DOCS = "docs.cloud.google.com/tpu/docs/"
 _SCALING_BOOK = "Austin et al. 2025, How to Scale Your Model, TPUs"
 _HOPPER = {"int8": 1979e12, "fp8": 1979e12}
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * _GIB, 1200 * _GB, 6 * 45 * _GB, 6.25 * _GB, {}, f"{_TPU_DOCS}v4; {_SCALING_BOOK}"),
-    "v5e": Chip("TPU v5 lite", 16 * _GIB, 819 * _GB, 200 * _GB, 3.125 * _GB, {"int8": 393e12}, f"{_TPU_DOCS}v5e"),
-    "v5p": Chip("TPU v5", 95 * _GIB, 2765 * _GB, 600 * _GB, 6.25 * _GB, {"int8": 918e12},
+    "v4": Chip("TPU v4", 32 * _GIB, 1200 * _GB, 6 * 45 * _GB, 6.25 * _GB, 16 * _GB, {},
+               f"{_TPU_DOCS}v4; {_SCALING_BOOK}"),
+    "v5e": Chip("TPU v5 lite", 16 * _GIB, 819 * _GB, 200 * _GB, 3.125 * _GB, 16 * _GB, {"int8": 393e12},
+                f"{_TPU_DOCS}v5e; {_SCALING_BOOK}"),
+    "v5p": Chip("TPU v5", 95 * _GIB, 2765 * _GB, 600 * _GB, 6.25 * _GB, 16 * _GB, {"int8": 918e12},
                 f"{_TPU_DOCS}v5p; {_SCALING_BOOK}"),
-    "v6e": Chip("TPU v6 lite", 32 * _GIB, 1638 * _GB, 400 * _GB, 12.5 * _GB, {"int8": 1836e12},
+    "v6e": Chip("TPU v6 lite", 32 * _GIB, 1638 * _GB, 400 * _GB, 12.5 * _GB, 32 * _GB, {"int8": 1836e12},
                 f"{_TPU_DOCS}v6e; {_SCALING_BOOK}"),
-    "h100": Chip("NVIDIA H100 80GB HBM3", 80e9, 3350 * _GB, 450 * _GB, 50 * _GB, _HOPPER,
+    "h100": Chip("NVIDIA H100 80GB HBM3", 80e9, 3350 * _GB, 450 * _GB, 50 * _GB, 64 * _GB, _HOPPER,
                  "NVIDIA H100 SXM and DGX H100"),
-    "h200": Chip("NVIDIA H200", 141e9, 4800 * _GB, 450 * _GB, 50 * _GB, _HOPPER, "NVIDIA H200 SXM and DGX H200"),
-    "b200": Chip("NVIDIA B200", 180e9, 7700 * _GB, 900 * _GB, 50 * _GB, {"int8": 4500e12, "fp8": 4500e12},
+    "h200": Chip("NVIDIA H200", 141e9, 4800 * _GB, 450 * _GB, 50 * _GB, 64 * _GB, _HOPPER,
+                 "NVIDIA H200 SXM and DGX H200"),
+    "b200": Chip("NVIDIA B200", 180e9, 7700 * _GB, 900 * _GB, 50 * _GB, 64 * _GB, {"int8": 4500e12, "fp8": 4500e12},
                  "NVIDIA HGX and DGX B200"),
 }
 

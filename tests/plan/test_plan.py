@@ -89,6 +89,49 @@ def test_replicas_lie_in_different_slices():
   assert sum(one.sent for one in far) == pytest.approx(made.num_params * 4 / 4, rel=0.6)
 
 
+WIDE = dict(embed_dim=512, num_heads=4, num_kv_heads=4, head_dim=128, mlp_dim=2048)
+
+
+@needs_libtpu
+def test_moments_with_the_host_are_none_of_the_devices_bytes():
+  there, here = (plan.make_plan(
+      config_of(batch_size=4, num_layers=4, model=dict(WIDE, embed_dim=2048, mlp_dim=8192, remat_policy="full"),
+                optim=dict(offload=offload)), parse_topology("v5e-4")) for offload in (True, False))
+  moments = 2 * 4 * here.num_params / 4  # Two of four bytes for each parameter, over four devices.
+  assert there.bytes_by_kind["host"] == pytest.approx(moments, rel=0.01)
+  assert here.bytes_by_kind["optimizer"] == pytest.approx(moments, rel=0.01) and here.bytes_by_kind["host"] == 0
+  assert there.bytes_by_kind["optimizer"] == 4  # The number of updates.
+  # Those of some parameters are on their way at any time.
+  assert 0.6 * moments < here.peak_bytes - there.peak_bytes <= moments
+  # 16 GB/s each way.
+  assert there.seconds["host"] == pytest.approx(moments / 16e9, rel=0.01) and here.seconds["host"] == 0
+
+
+@needs_libtpu
+def test_what_is_saved_with_the_host_is_none_of_the_devices_bytes():
+  there, here, least = (plan.make_plan(config_of(batch_size=64, num_layers=2, model=dict(WIDE, remat_policy=policy)),
+                                       parse_topology("v5e-4")) for policy in ("offload", "products", "full"))
+  tokens, width = 64 * 64 / 4, 2  # Of a device; bytes of bfloat16.
+  # Query, key, value, attention and out, up and gate, in two layers; the softmax sums are small.
+  saved = 2 * tokens * width * (5 * 512 + 2 * 2048)
+  assert there.bytes_by_kind["host"] == pytest.approx(saved, rel=0.02)
+  assert there.bytes_by_kind["activations"] == least.bytes_by_kind["activations"]
+  assert here.bytes_by_kind["activations"] - least.bytes_by_kind["activations"] == pytest.approx(saved, rel=0.02)
+  assert here.peak_bytes - there.peak_bytes > 0.5 * saved
+  assert there.seconds["compute"] == here.seconds["compute"] < least.seconds["compute"]
+
+
+def test_what_is_made_again_is_counted_by_name():
+  model = plan.resolved(config_of(model=dict(WIDE))).model
+  share = lambda **changes: plan.made_again(dataclasses.replace(model, **changes), 64)
+  # By hand, in units of D^2: the four maps of attention 4, up, gate and down 4 each, scores and weighted values of 32
+  # keys on average 2 * 32 / 512.
+  whole = 4 + 12 + 0.125
+  assert share(remat_policy="none") == share(remat_policy="products") == share(remat_policy="offload")
+  assert share(remat_policy="full") == 1 and share(remat_policy="attention") == pytest.approx(16 / whole)
+  assert share(remat_policy="names", remat_save=("up",), remat_offload=("query",)) == pytest.approx(1 - 5 / whole)
+
+
 @needs_libtpu
 def test_a_program_that_is_too_large_is_refused_and_another_proposed():
   config = config_of(batch_size=8192, model=dict(embed_dim=512, head_dim=128, mlp_dim=2048, remat_policy="none"),
