@@ -61,8 +61,8 @@ def test_parameters_and_optimizer_are_split_alike():
   setup = train.build(config, partitioning.make_mesh(config.mesh))
   spec_of = lambda tree: tree["layers"]["mlp"]["up"]["kernel"].sharding.spec
   params, adam = setup.state_shapes.params, setup.state_shapes.opt_state[0]
-  assert spec_of(params) == spec_of(adam.mu) == spec_of(adam.nu) == P(None, "fsdp", "tensor")
-  assert params["layers"]["attention"]["out"]["kernel"].sharding.spec == P(None, "tensor", None, "fsdp")
+  assert spec_of(params) == spec_of(adam.mu) == spec_of(adam.nu) == P("stage", "fsdp", "tensor")
+  assert params["layers"]["attention"]["out"]["kernel"].sharding.spec == P("stage", "tensor", None, "fsdp")
   assert params["embed"]["embedding"].sharding.spec == P("tensor", "fsdp")
   assert setup.state_shapes.step.sharding.spec == P()
 
