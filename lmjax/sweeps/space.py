@@ -198,6 +198,13 @@ def distinct(found: Sequence[Settings]) -> list[Settings]:
   return [point for i, point in enumerate(found) if point not in found[:i]]
 
 
+def as_flags(settings: Settings) -> list[str]:
+  """Returns the flags by which `lmjax train` gives a run these settings."""
+  words = lambda value: str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(
+      value)
+  return [f"--config.{field}={words(value)}" for field, value in settings.items()]
+
+
 def dimensions(space: Space, path: Path = ()) -> Iterator[tuple[Path, Space]]:
   """Yields the place of each choice that a draw may have to make, and the piece that it is about."""
   if not isinstance(space, Product):

@@ -64,10 +64,11 @@ def resolve(sweep: Sweep) -> Sweep:
   return sweep
 
 
-def planned_points(sweep: Sweep) -> list[Settings]:
-  """Returns the settings of the trials that do not depend on what others have shown, in order.
+def planned(sweep: Sweep) -> list[Settings | Cube]:
+  """Returns the trials that do not depend on what others have shown, in order.
 
-  A longer sweep begins with those of a shorter one. tpe and gp begin with a scrambled Sobol sequence.
+  A longer sweep begins with those of a shorter one. What is drawn twice, from lists, is there once. tpe and gp begin
+  with a scrambled Sobol sequence, as choices, for they learn from these.
 
   Args:
     sweep: resolved.
@@ -75,12 +76,21 @@ def planned_points(sweep: Sweep) -> list[Settings]:
   if sweep.driver == "grid":
     return distinct(points(sweep.space))[:sweep.num_trials]
   if sweep.driver in PLANNED:
-    return drawn(sweep.space, sweep.driver, sweep.num_trials, sweep.seed)
-  return distinct(drawn(sweep.space, "sobol", min(_MOST_FIRST, sweep.num_trials), sweep.seed))
+    return distinct([draw(sweep.space, cube) for cube in cubes(sweep.space, sweep.driver, sweep.num_trials,
+                                                               sweep.seed)])
+  found: dict[str, Cube] = {}
+  for cube in cubes(sweep.space, "sobol", min(_MOST_FIRST, sweep.num_trials), sweep.seed):
+    found.setdefault(repr(draw(sweep.space, cube)), cube)
+  return list(found.values())
 
 
-def drawn(space: Space, kind: str, count: int, seed: int) -> list[Settings]:
-  """Returns draws from a space.
+def planned_settings(sweep: Sweep) -> list[Settings]:
+  """Returns the settings of the planned trials."""
+  return [draw(sweep.space, one) if isinstance(one, Cube) else one for one in planned(sweep)]
+
+
+def cubes(space: Space, kind: str, count: int, seed: int) -> list[Cube]:
+  """Returns who draws from a space.
 
   Args:
     space: to draw from.
@@ -89,7 +99,7 @@ def drawn(space: Space, kind: str, count: int, seed: int) -> list[Settings]:
     seed: of the scrambling and of random numbers.
   """
   size = max(1, len(list(dimensions(space))))
-  return [draw(space, Cube(space, point)) for point in _cube(kind, size, count, seed)]
+  return [Cube(space, point) for point in _coordinates(kind, size, count, seed)]
 
 
 def definition(sweep: Sweep) -> dict[str, Any]:
@@ -98,7 +108,7 @@ def definition(sweep: Sweep) -> dict[str, Any]:
   return {**kept, "space": repr(sweep.space)}
 
 
-def _cube(kind: str, size: int, count: int, seed: int) -> Any:
+def _coordinates(kind: str, size: int, count: int, seed: int) -> Any:
   """Returns points in the unit cube, [count, size]."""
   import numpy as np
   rng = np.random.default_rng(seed)

@@ -1,0 +1,108 @@
+"""A worker of a sweep: takes a trial, runs it, ends it, until there are none.
+
+Trials run one after another in the worker's own process, because a start of Python and JAX costs more than many a small
+trial; what a crash takes with it is the process, which the driver starts again, and not the trial, which the next worker
+goes on with from its checkpoint.
+"""
+
+import json
+import math
+import pathlib
+import time
+from typing import Any, Callable, Mapping
+
+from absl import logging
+
+from lmjax.config_checks import UserError
+from lmjax.sweeps.board import Board, Claim
+from lmjax.sweeps.space import Settings
+
+# What result.json calls what an evaluation calls SET/NAME, of the first set.
+_OF_RESULT = {"eval_loss": "loss", "bits_per_byte": "bits_per_byte"}
+
+Report = Callable[[int, Mapping[str, float]], bool]
+RunTrial = Callable[[Settings, pathlib.Path, Report], Mapping[str, Any]]
+
+
+def work(board: Board, run_trial: RunTrial, pause: float = 1.0) -> bool:
+  """Runs trials until all have ended.
+
+  Args:
+    board: of the sweep.
+    run_trial: (settings, folder, report) -> what result.json holds. It goes on with what the folder has, calls `report`
+      with a step and its metrics after each evaluation, and stops with the status "pruned" where that says so.
+    pause: seconds between looks for a trial, while others run the last ones.
+
+  Returns:
+    False where a signal has stopped it before.
+  """
+  while True:
+    claim = board.take()
+    if claim is None:
+      if board.is_over():
+        return True
+      time.sleep(pause)
+    elif not _run(board, claim, run_trial):
+      return False
+
+
+def metric_of(result: Mapping[str, Any], folder: pathlib.Path, metric: str) -> float | None:
+  """Returns a metric of a run: of its result, else of its last evaluation that had it; None where there is none."""
+  if metric in result:
+    return result[metric]
+  path = folder / "metrics.jsonl"
+  records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  return next((record[metric] for record in reversed(records) if metric in record), None)
+
+
+def _run(board: Board, claim: Claim, run_trial: RunTrial) -> bool:
+  """Runs a trial and ends it, or leaves it to be run again; returns whether the worker goes on."""
+  sweep = board.sweep
+
+  def report(step: int, values: Mapping[str, float]) -> bool:
+    value = _among(values, sweep.metric)
+    return value is not None and board.report(claim, step, value)
+
+  try:
+    result = _ended(claim.folder) or run_trial(claim.settings, claim.folder, report)
+  except UserError as e:  # It would be the same again.
+    board.end(claim, "failed", reason=_line(str(e)))
+    return True
+  except Exception as e:
+    if board.fails(claim) > sweep.retries:
+      board.end(claim, "failed", reason=_line(f"{type(e).__name__}: {e}"))
+    else:
+      logging.exception("Trial %d failed and is run again.", claim.number)
+      board.leave(claim)
+    return True
+  if result["status"] == "interrupted":
+    board.leave(claim)
+    return False
+  if result["status"] == "pruned":
+    board.end(claim, "pruned")
+    return True
+  value = metric_of(result, claim.folder, sweep.metric)
+  if isinstance(value, (int, float)) and math.isfinite(value):
+    board.end(claim, "complete", float(value))
+  else:
+    board.end(claim, "failed", reason=f"its {sweep.metric} is {value}, which is not a finite number")
+  return True
+
+
+def _ended(folder: pathlib.Path) -> Mapping[str, Any] | None:
+  """Returns the result of a run that had ended when its worker died."""
+  path = folder / "result.json"
+  result = json.loads(path.read_text()) if path.exists() else {}
+  return result if result.get("status") in ("finished", "pruned") else None
+
+
+def _among(values: Mapping[str, float], metric: str) -> float | None:
+  """Returns a metric, which may have the name that it has in result.json, among those of an evaluation."""
+  if metric in values:
+    return values[metric]
+  short = _OF_RESULT.get(metric)
+  return next((value for name, value in values.items() if short and name.rpartition("/")[2] == short), None)
+
+
+def _line(text: str) -> str:
+  return " ".join(text.split())
