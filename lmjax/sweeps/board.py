@@ -1,8 +1,8 @@
 """The trials of a sweep: kept in Optuna's storage, where any number of workers find the next one to run.
 
-A worker takes a trial by a lock on a file, which the system frees when the worker ends, however it ends. A trial that is
-under way and whose lock is free is one whose worker has died: the next worker goes on with it. Asking for a trial and
-ending one are turns, one worker's at a time, so that what is kept is never seen half done.
+A worker takes a trial by a lock on a file, which the system frees when the worker ends, however it ends. A trial that
+is under way and whose lock is free is one whose worker has died: the next worker goes on with it. Asking for a trial
+and ending one are turns, one worker's at a time, so that what is kept is never seen half done.
 
 Files, in the sweep's folder:
   sweep.json        what the sweep is, and at its end its trials, best first.
@@ -329,8 +329,11 @@ class Board:
       os.close(lock)
 
 
-class _JournalLock(journal.BaseJournalFileLock):
-  """Lets one process at a time write to a journal; a kill frees it, and what it left half written is cut off."""
+class _JournalLock:
+  """Lets one process at a time write to a journal; a kill frees it, and what it left half written is cut off.
+
+  Optuna's own locks stay after a kill, and are broken after half a minute, by whoever waits.
+  """
 
   def __init__(self, path: pathlib.Path):
     self._path, self._file = path, None

@@ -24,7 +24,7 @@ class Workers:
   """Processes that work on a sweep."""
 
   def __init__(self, argv: Sequence[str], folder: pathlib.Path, environments: Sequence[Mapping[str, str]]):
-    """Args: `argv`: of a worker; `folder`: of what they print; `environments`: what each worker's is to have besides."""
+    """Args: `argv`: of a worker; `folder`: of what they print; `environments`: what each worker's has besides."""
     self._argv, self._folder, self._environments = list(argv), folder, environments
     self._processes: list[subprocess.Popen | None] = [None] * len(environments)
     self.deaths, self.last = 0, ""

@@ -1,8 +1,8 @@
 """A worker of a sweep: takes a trial, runs it, ends it, until there are none.
 
-Trials run one after another in the worker's own process, because a start of Python and JAX costs more than many a small
-trial; what a crash takes with it is the process, which the driver starts again, and not the trial, which the next worker
-goes on with from its checkpoint.
+Trials run one after another in the worker's own process, because a start of Python and JAX costs more than many a
+small trial; what a crash takes with it is the process, which the driver starts again, and not the trial, which the next
+worker goes on with from its checkpoint.
 """
 
 import json
