@@ -10,6 +10,8 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2"],
     # libtpu compiles for a described TPU topology on a machine that has none.
     "plan": ["jax[tpu]>=0.10.2"],
+    # Its Gaussian process is written with torch.
+    "sweeps": ["torch"],
     "hf": ["huggingface_hub", "transformers"],
     "tracking": ["wandb", "trackio"],
 }
@@ -37,6 +39,7 @@ setuptools.setup(
         "ml-collections>=1.1",
         "numpy>=2",
         "optax>=0.2.8",
+        "optuna>=5",
         "orbax-checkpoint>=0.12.8",
         "pyarrow",
         "rouge-score",
