@@ -10,7 +10,8 @@ import optuna
 import pytest
 
 from lmjax.config_checks import Refused, UserError
-from lmjax.sweeps import Sweep, board as board_lib, chain, conditional, grid, log_uniform, product, values
+from lmjax.sweeps import Sweep, chain, conditional, grid, log_uniform, product, values
+from lmjax.sweeps import board as board_lib
 from lmjax.sweeps.board import Board
 from lmjax.sweeps.driver import divide_devices, table
 from lmjax.sweeps.sweep import resolve

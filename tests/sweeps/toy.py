@@ -23,7 +23,7 @@ def loss_of(settings, step=LENGTH):
   return abs(math.log10(rate) + 2) + 1 / settings["train.batch_size"] + 1 / settings["model.num_layers"] + 1 / step
 
 
-def run_trial(settings, folder, report, seconds=0.04):
+def run_trial(settings, folder, report, seconds=0.2):
   """Counts to LENGTH, goes on from what the folder has, and leaves a result."""
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / "log", "a") as log:
