@@ -43,6 +43,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   number("seed", "Seed of what is drawn.")
   number("retries", "How often a trial that raises an error is run again.")
   text("storage", "URL of a database that keeps the trials, such as sqlite:///FILE; a file in the workdir without.")
+  text("topology", "Machine of a worker that --dry_run reckons with, as lmjax plan names them; else it is this one.")
   flags.DEFINE_boolean("dry_run", False, "List the trials with parameters, FLOPs and expected time, and run none.",
                        flag_values=flag_values)
 
@@ -52,7 +53,7 @@ def main(flag_values: flags.FlagValues) -> None:
     raise UserError(f"--workers is {flag_values.workers}, but it must be at least 1.")
   sweep, make_config = _read(flag_values)
   if flag_values.dry_run:
-    _list(sweep, make_config, flag_values.workdir)
+    _list(sweep, make_config, flag_values.workdir, flag_values.topology)
     return
   from lmjax.sweeps import board as board_lib
   base = dataclasses.asdict(experiment.read_config(flag_values))
@@ -102,17 +103,18 @@ def _read(flag_values: flags.FlagValues) -> tuple[Any, Callable[[dict], Config]]
   return sweep, make_config
 
 
-def _list(sweep: Any, make_config: Callable[[dict], Config], workdir: str) -> None:
+def _list(sweep: Any, make_config: Callable[[dict], Config], workdir: str, topology: str | None) -> None:
   from lmjax.sweeps import listing
   from lmjax.sweeps import sweep as sweep_lib
   trials = sweep_lib.planned_settings(sweep)
-  print("\n".join(listing.listing(trials, make_config, workdir)))
+  print("\n".join(listing.listing(trials, make_config, workdir, topology)))
   if sweep.driver not in sweep_lib.PLANNED and (more := sweep.num_trials - len(trials)) > 0:
     print(f"{more} more trials will be chosen by {sweep.driver}, by what these show.")
 
 
 def _work(board: Any, make_config: Callable[[dict], Config]) -> None:
   import gc
+  import json
 
   import jax
 
@@ -121,8 +123,12 @@ def _work(board: Any, make_config: Callable[[dict], Config]) -> None:
   driver.follow_driver()
 
   def run_trial(settings, folder, report):
+    def by_number(step, values):
+      # Trials with other batches make other steps; what they have in common is how often they were evaluated.
+      every = json.loads((folder / "config.json").read_text())["eval"]["every_steps"]
+      return report(step // every, values)
     try:
-      return train.train_and_evaluate(make_config(settings), str(folder), report=report)
+      return train.train_and_evaluate(make_config(settings), str(folder), report=by_number)
     finally:
       jax.clear_caches()  # Else the programs of all trials stay in memory.
       gc.collect()

@@ -112,7 +112,7 @@ class Board:
       name = self._identify(storage, json.loads(json.dumps({**definition(sweep), "config": config or {}})))
       self._storage = _open_storage(storage, self.workdir / JOURNAL)
       self._study = optuna.create_study(
-          storage=self._storage, study_name=name, load_if_exists=True, pruner=_pruner(sweep, config),
+          storage=self._storage, study_name=name, load_if_exists=True, pruner=_pruner(sweep),
           direction="minimize" if sweep.mode == "min" else "maximize")
       self._id = self._storage.get_study_id_from_name(name)
       self._plan()
@@ -126,12 +126,12 @@ class Board:
         self._repeat(claim, twin)
     return None
 
-  def report(self, claim: Claim, step: int, value: float) -> bool:
-    """Records the metric of an evaluation in the loop; returns whether the trial is to stop."""
+  def report(self, claim: Claim, count: int, value: float) -> bool:
+    """Records the metric of an evaluation in the loop, the count-th; returns whether the trial is to stop."""
     if not math.isfinite(value):
       return False
-    if step not in self._trial(claim.number).intermediate_values:
-      self._storage.set_trial_intermediate_value(self._trial_id(claim.number), step, value)
+    if count not in self._trial(claim.number).intermediate_values:
+      self._storage.set_trial_intermediate_value(self._trial_id(claim.number), count, value)
     return self._study.pruner.prune(self._study, self._trial(claim.number))
 
   def end(self, claim: Claim, state: str, value: float | None = None, reason: str = "") -> None:
@@ -377,15 +377,13 @@ def _check_torch() -> None:
                   "'lmjax[sweeps]', or take --driver=tpe.") from e
 
 
-def _pruner(sweep: Sweep, config: Mapping[str, Any] | None) -> optuna.pruners.BasePruner:
-  """Returns what stops trials; a trial is first looked at after its first evaluation."""
-  first = ((config or {}).get("eval") or {}).get("every_steps") or 1
-  last = ((config or {}).get("train") or {}).get("num_steps") or "auto"
+def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
+  """Returns what stops trials, which counts in evaluations."""
   return {
       "none": optuna.pruners.NopPruner,
       "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=3),
-      "asha": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3),
-      "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=first, max_resource=last, reduction_factor=3),
+      "asha": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+      "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3),
   }[sweep.pruner]()
 
 

@@ -14,21 +14,24 @@ from lmjax import finetune, metrics, plan
 from lmjax.config import Config
 from lmjax.models.transformer import init_params, make_model
 from lmjax.optim import lora
+from lmjax.plan.topologies import parse_topology
 from lmjax.sweeps.space import Settings, as_flags
 
 # Shares that training is taken to reach: of a device's peak, and of what a product of matrices reaches on a CPU.
 _OF_PEAK, _OF_PRODUCT = 0.4, 0.3
 
 
-def listing(trials: Sequence[Settings], make_config: Callable[[Settings], Config], workdir: str | None) -> list[str]:
+def listing(trials: Sequence[Settings], make_config: Callable[[Settings], Config], workdir: str,
+            topology: str | None = None) -> list[str]:
   """Returns the lines of a table of trials, and their sum.
 
   Args:
     trials: settings.
     make_config: returns the experiment with some settings.
-    workdir: of the sweep, whose finished trials say how fast they go; None where there is none.
+    workdir: of the sweep, whose finished trials, where there are some, say how fast they go.
+    topology: machine of a worker; None is this one.
   """
-  rate, source = _rate(workdir)
+  rate, source = _rate(workdir, topology)
   rows, total = [("trial", "parameters", "FLOPs", "time", "settings")], 0.0
   for number, settings in enumerate(trials):
     params, flops = _cost(make_config(settings))
@@ -53,10 +56,13 @@ def _cost(config: Config) -> tuple[int, float | None]:
   return metrics.count_params(lora.without(shapes)), None if epochs else flops
 
 
-def _rate(workdir: str | None) -> tuple[float, str]:
+def _rate(workdir: str, topology: str | None) -> tuple[float, str]:
   """Returns the FLOP/s to expect of a worker, and where that is from."""
+  if topology:
+    machine = parse_topology(topology)
+    return _OF_PEAK * machine.chip.peak_flops * machine.num_chips, f"{_OF_PEAK:.0%} of the peak of {topology}, a guess"
   seen = []
-  for path in pathlib.Path(workdir or ".").glob("trials/*/result.json") if workdir else ():
+  for path in pathlib.Path(workdir).glob("trials/*/result.json"):
     result = json.loads(path.read_text())
     if result.get("status") == "finished" and result.get("tokens_per_second"):
       seen.append(result["train_flops"] / result["num_tokens"] * result["tokens_per_second"])

@@ -30,7 +30,7 @@ def work(board: Board, run_trial: RunTrial, pause: float = 1.0) -> bool:
   Args:
     board: of the sweep.
     run_trial: (settings, folder, report) -> what result.json holds. It goes on with what the folder has, calls `report`
-      with a step and its metrics after each evaluation, and stops with the status "pruned" where that says so.
+      with the evaluation's number, from 1 on, and its metrics after each one in the loop, and stops with the status "pruned" where that says so.
     pause: seconds between looks for a trial, while others run the last ones.
 
   Returns:
@@ -59,9 +59,9 @@ def _run(board: Board, claim: Claim, run_trial: RunTrial) -> bool:
   """Runs a trial and ends it, or leaves it to be run again; returns whether the worker goes on."""
   sweep = board.sweep
 
-  def report(step: int, values: Mapping[str, float]) -> bool:
+  def report(count: int, values: Mapping[str, float]) -> bool:
     value = _among(values, sweep.metric)
-    return value is not None and board.report(claim, step, value)
+    return value is not None and board.report(claim, count, value)
 
   try:
     result = _ended(claim.folder) or run_trial(claim.settings, claim.folder, report)
