@@ -30,7 +30,8 @@ def work(board: Board, run_trial: RunTrial, pause: float = 1.0) -> bool:
   Args:
     board: of the sweep.
     run_trial: (settings, folder, report) -> what result.json holds. It goes on with what the folder has, calls `report`
-      with the evaluation's number, from 1 on, and its metrics after each one in the loop, and stops with the status "pruned" where that says so.
+      with the evaluation's number, from 1 on, and its metrics after each one in the loop, and stops with the status
+      "pruned" where that says so.
     pause: seconds between looks for a trial, while others run the last ones.
 
   Returns:
