@@ -22,7 +22,7 @@ def get_config(num_steps=8):
   config.model.update(num_layers=1, embed_dim=32, num_heads=2)
   config.data.update(tokenizer="bytes", seq_len=32, source="{texts}/notes/*.txt")
   config.optim.update(warmup_steps=2)
-  config.train.update(num_steps=int(num_steps), batch_size=4, sample_length=0, log_every_steps=1)
+  config.train.update(num_steps=int(num_steps), batch_size=8, sample_length=0, log_every_steps=1)
   config.eval.update(every_steps=4, num_batches=1, final_num_batches=2)
   config.checkpoint.update(every_steps=4)
   config.tracking.tensorboard = False
