@@ -10,14 +10,14 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2"],
     # libtpu compiles for a described TPU topology on a machine that has none.
     "plan": ["jax[tpu]>=0.10.2"],
-    # Its Gaussian process is written with torch.
-    "sweeps": ["torch"],
+    # Optuna's Gaussian process is written with torch, and faster with greenlet.
+    "sweeps": ["greenlet", "torch"],
     "hf": ["huggingface_hub", "transformers"],
     "tracking": ["wandb", "trackio"],
 }
 EXTRAS["test"] += EXTRAS["plan"]  # Its tests compile.
 # Everything but the accelerators' own builds, of which a machine wants the one it has; libtpu is here to compile with.
-EXTRAS["all"] = sorted({*EXTRAS["test"], *EXTRAS["plan"], *EXTRAS["hf"], *EXTRAS["tracking"]})
+EXTRAS["all"] = sorted({*EXTRAS["test"], *EXTRAS["plan"], *EXTRAS["hf"], *EXTRAS["sweeps"], *EXTRAS["tracking"]})
 
 setuptools.setup(
     name="lmjax",

@@ -151,9 +151,9 @@ def _drive(board: Any, flag_values: flags.FlagValues) -> None:
                        "command": _command(flag_values, row.settings, board.folder(row.number))} for row in rows])
   print("\n".join(driver.table(rows, board.sweep.metric)))
   if rows[0].state != "complete":
-    reason = next((row.reason for row in rows if row.state == "failed"), "all were stopped early")
-    raise Refused(f"None of the sweep's {len(rows)} trials has a result ({reason}); mend that, and give another "
-                  "--workdir.")
+    reason = next((row.reason for row in rows if row.reason), "all were stopped early")
+    raise Refused(f"None of the sweep's {len(rows)} trials has a result ({reason.rstrip('.')}); mend that, and give "
+                  "another --workdir.")
   print(f"\nThe best, alone:\n  {_command(flag_values, rows[0].settings, f'{board.workdir}-best')}")
 
 

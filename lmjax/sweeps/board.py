@@ -62,10 +62,10 @@ class Row:
 
   Attributes:
     number: of the trial.
-    state: waiting, running, complete, pruned, failed or duplicate.
+    state: waiting, running, complete, pruned, diverged, failed or duplicate.
     value: of the metric; None where there is none.
     settings: of its run; {} where they are not chosen yet.
-    reason: why it failed, or which trial it repeats.
+    reason: why it failed or diverged, or which trial it repeats.
   """
   number: int
   state: str
@@ -139,16 +139,17 @@ class Board:
 
     Args:
       claim: of this worker, which is given back.
-      state: complete, pruned or failed.
+      state: complete, pruned, diverged or failed. Samplers learn that where a trial diverged is a bad place, and
+        nothing from one that failed.
       value: of the metric, of a complete one.
-      reason: in one line, of a failed one.
+      reason: in one line, of one that failed or diverged.
     """
     with self._turn():
       if not self._trial(claim.number).state.is_finished():
         if reason:
           self._note(claim.number, "reason", reason)
         self._study.tell(claim.number, value if state == "complete" else None, {
-            "complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state])
+            "complete": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(state, TrialState.PRUNED))
       self.leave(claim)
 
   def fails(self, claim: Claim) -> int:
@@ -178,8 +179,9 @@ class Board:
     rows = []
     for trial in self._trials():
       about = trial.user_attrs
-      twin = about.get("duplicate_of")
-      rows.append(Row(trial.number, names[trial.state] if twin is None else "duplicate", trial.value,
+      twin, state = about.get("duplicate_of"), names[trial.state]
+      state = "duplicate" if twin is not None else "diverged" if state == "pruned" and "reason" in about else state
+      rows.append(Row(trial.number, state, trial.value if state != "diverged" else None,
                       _settings(about.get("settings", {})),
                       about.get("reason", "" if twin is None else f"the same settings as trial {twin}")))
     return rows
@@ -187,7 +189,7 @@ class Board:
   def best_first(self) -> list[Row]:
     """Returns the trials, those that are complete first and the best of them at the top."""
     sign = 1 if self.sweep.mode == "min" else -1
-    order = ("complete", "pruned", "running", "waiting", "failed", "duplicate")
+    order = ("complete", "pruned", "running", "waiting", "diverged", "failed", "duplicate")
     return sorted(self.rows(), key=lambda row: (
         order.index(row.state), math.inf if row.value is None else sign * row.value, row.number))
 
@@ -217,10 +219,11 @@ class Board:
       raise UserError(f"The sweep in {self.workdir} keeps its trials in {was}, but --storage "
                       f"{'names a database' if storage else 'is not given'}; give what it was begun with.")
     old, new = _flat(before), _flat(about)
-    changed = next((field for field in {**old, **new} if old.get(field) != new.get(field)), None)
+    # What only one of them has is a setting that another version of lmjax has, or has not.
+    changed = next((field for field in old.keys() & new.keys() if old[field] != new[field]), None)
     if changed is not None:
-      raise UserError(f"The sweep in {self.workdir} has {changed} = {old.get(changed)!r}, but now it is "
-                      f"{new.get(changed)!r}; to go on keep what it was, for another sweep give another --workdir.")
+      raise UserError(f"The sweep in {self.workdir} has {changed} = {old[changed]!r}, but now it is "
+                      f"{new[changed]!r}; to go on keep what it was, for another sweep give another --workdir.")
     return record["study"]
 
   def _plan(self) -> None:

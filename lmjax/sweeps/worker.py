@@ -13,7 +13,7 @@ from typing import Any, Callable, Mapping
 
 from absl import logging
 
-from lmjax.config_checks import UserError
+from lmjax.config_checks import Refused, UserError
 from lmjax.sweeps.board import Board, Claim
 from lmjax.sweeps.space import Settings
 
@@ -65,13 +65,16 @@ def _run(board: Board, claim: Claim, run_trial: RunTrial) -> bool:
     return value is not None and board.report(claim, count, value)
 
   try:
-    result = _ended(claim.folder) or run_trial(claim.settings, claim.folder, report)
-  except UserError as e:  # It would be the same again.
-    board.end(claim, "failed", reason=_line(str(e)))
-    return True
+    result = _result(claim.folder)  # There is one where a worker has died just after the end.
+    if result.get("status") not in ("finished", "pruned"):
+      result = run_trial(claim.settings, claim.folder, report)
   except Exception as e:
-    if board.fails(claim) > sweep.retries:
-      board.end(claim, "failed", reason=_line(f"{type(e).__name__}: {e}"))
+    mistake = isinstance(e, UserError)
+    reason = _line(str(e) if mistake else f"{type(e).__name__}: {e}")
+    if _result(claim.folder).get("status") == "stopped":  # By a loss that is not finite, or a spike.
+      board.end(claim, "diverged", reason=reason)
+    elif mistake and not isinstance(e, Refused) or board.fails(claim) > sweep.retries:
+      board.end(claim, "failed", reason=reason)
     else:
       logging.exception("Trial %d failed and is run again.", claim.number)
       board.leave(claim)
@@ -90,11 +93,9 @@ def _run(board: Board, claim: Claim, run_trial: RunTrial) -> bool:
   return True
 
 
-def _ended(folder: pathlib.Path) -> Mapping[str, Any] | None:
-  """Returns the result of a run that had ended when its worker died."""
+def _result(folder: pathlib.Path) -> Mapping[str, Any]:
   path = folder / "result.json"
-  result = json.loads(path.read_text()) if path.exists() else {}
-  return result if result.get("status") in ("finished", "pruned") else None
+  return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _among(values: Mapping[str, float], metric: str) -> float | None:

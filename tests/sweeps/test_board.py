@@ -134,6 +134,38 @@ def test_a_failed_trial_says_why_and_is_retried_no_more_than_it_may(begin):
       "1      failed               train.batch_size=2  (ValueError: a b)"]
 
 
+def test_a_trial_that_diverges_is_run_once_and_a_full_disk_again(begin):
+  board, calls = begin(values(BATCH, [1, 2])), []
+
+  def run(settings, folder, report):
+    calls.append(settings[BATCH])
+    if settings[BATCH] == 1:
+      folder.mkdir(parents=True)
+      (folder / "result.json").write_text('{"status": "stopped"}')
+      raise Refused("The loss is not finite.")
+    if calls.count(2) == 1:
+      raise Refused("No space is left.")
+    return {"status": "finished", "eval_loss": 1.0}
+  assert work(board, run) and sorted(calls) == [1, 2, 2]
+  assert [(row.state, row.value, row.reason) for row in board.best_first()] == [
+      ("complete", 1.0, ""), ("diverged", None, "The loss is not finite.")]
+
+
+def test_a_search_leaves_the_place_where_trials_diverge(begin):
+  board, calls = begin(log_uniform(RATE, 1e-4, 1.0), driver="tpe", num_trials=24), []
+
+  def run(settings, folder, report):
+    calls.append(settings[RATE])
+    if settings[RATE] > 1e-2:
+      folder.mkdir(parents=True)
+      (folder / "result.json").write_text('{"status": "stopped"}')
+      raise Refused("The loss is not finite.")
+    return {"status": "finished", "eval_loss": abs(math.log10(settings[RATE]) + 2.5)}
+  work(board, run)
+  # Half of the range diverges, and so do half of the first eight, which are spread evenly.
+  assert sum(rate > 1e-2 for rate in calls[:8]) == 4 and sum(rate > 1e-2 for rate in calls[8:]) < 5
+
+
 def test_an_interrupted_trial_is_gone_on_with(begin):
   board = begin(values(BATCH, [1, 2]))
   assert not work(board, lambda *_: {"status": "interrupted"})
