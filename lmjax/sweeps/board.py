@@ -220,7 +220,7 @@ class Board:
                       f"{'names a database' if storage else 'is not given'}; give what it was begun with.")
     old, new = _flat(before), _flat(about)
     # What only one of them has is a setting that another version of lmjax has, or has not.
-    changed = next((field for field in old.keys() & new.keys() if old[field] != new[field]), None)
+    changed = next((field for field in old if field in new and old[field] != new[field]), None)
     if changed is not None:
       raise UserError(f"The sweep in {self.workdir} has {changed} = {old[changed]!r}, but now it is "
                       f"{new[changed]!r}; to go on keep what it was, for another sweep give another --workdir.")
