@@ -10,12 +10,14 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2"],
     # libtpu compiles for a described TPU topology on a machine that has none.
     "plan": ["jax[tpu]>=0.10.2"],
+    # Optuna's Gaussian process is written with torch, and faster with greenlet.
+    "sweeps": ["greenlet", "torch"],
     "hf": ["huggingface_hub", "transformers"],
     "tracking": ["wandb", "trackio"],
 }
 EXTRAS["test"] += EXTRAS["plan"]  # Its tests compile.
 # Everything but the accelerators' own builds, of which a machine wants the one it has; libtpu is here to compile with.
-EXTRAS["all"] = sorted({*EXTRAS["test"], *EXTRAS["plan"], *EXTRAS["hf"], *EXTRAS["tracking"]})
+EXTRAS["all"] = sorted({*EXTRAS["test"], *EXTRAS["plan"], *EXTRAS["hf"], *EXTRAS["sweeps"], *EXTRAS["tracking"]})
 
 setuptools.setup(
     name="lmjax",
@@ -37,6 +39,7 @@ setuptools.setup(
         "ml-collections>=1.1",
         "numpy>=2",
         "optax>=0.2.8",
+        "optuna>=5",
         "orbax-checkpoint>=0.12.8",
         "pyarrow",
         "rouge-score",

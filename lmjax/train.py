@@ -234,13 +234,16 @@ def _accept(cfg: Config, spike: jax.Array | None, loss: jax.Array, grad_norm: ja
   return ~nonfinite & ~is_spike, jnp.stack([mean + rate * (value - mean), variance, seen + 1.0]), flags
 
 
-def train_and_evaluate(config: Config, workdir: str, profile: tuple[int, int] | None = None) -> dict[str, Any]:
+def train_and_evaluate(config: Config, workdir: str, profile: tuple[int, int] | None = None,
+                       report: Callable[[int, dict[str, float]], bool] | None = None) -> dict[str, Any]:
   """Runs an experiment from start, or from where its workdir stands, to its end.
 
   Args:
     config: as `config.from_config_dict` returns it.
     workdir: folder or object-store URL; see the README for what is written to it.
     profile: first and last step of a trace for XProf, written to the workdir's `profile`; None writes none.
+    report: told the step and the metrics of each evaluation in the loop; where it returns True the run is over, with
+      the status "pruned".
 
   Returns:
     What result.json holds.
@@ -256,10 +259,11 @@ def train_and_evaluate(config: Config, workdir: str, profile: tuple[int, int] | 
     enable_compilation_cache()
   partitioning.join_processes()
   with Peers() as others, only_run(workdir), workdir_lib.write_errors(workdir):
-    return _run(config, epath.Path(workdir), profile, others)
+    return _run(config, epath.Path(workdir), profile, others, report)
 
 
-def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None, others: Peers) -> dict[str, Any]:
+def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None, others: Peers,
+         report: Callable[[int, dict[str, float]], bool] | None) -> dict[str, Any]:
   from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
   began = time.time()
   mesh = partitioning.make_mesh(config.mesh)
@@ -294,14 +298,15 @@ def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None, o
       _write_names(workdir, config, data.tasks)
     with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
                  active=jax.process_index() == 0) as tracker:
-      return _Loop(setup, data, tracker, checkpointer, past, profile, others).run(state)
+      return _Loop(setup, data, tracker, checkpointer, past, profile, others, report).run(state)
 
 
 class _Loop:
   """The loop over steps. The host reads a step's metrics only after it has dispatched the next one."""
 
   def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer, past: "_Past",
-               profile: tuple[int, int] | None, others: Peers):
+               profile: tuple[int, int] | None, others: Peers, report: Callable[..., bool] | None):
+    self.report, self.pruned = report, False
     self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
     self.past, self.others, self.trace = past, others, watch.Trace(checkpointer.workdir, profile)
     self.config = setup.config
@@ -336,10 +341,12 @@ class _Loop:
           self._read(*pending)
           pending = None
           self._evaluate_and_save(step, state)
-        if (interrupted := interrupt.stops_after(step)) or self.best.is_over(self.config.eval):
+        if (interrupted := interrupt.stops_after(step)) or self.best.is_over(self.config.eval) or self.pruned:
           break
       if pending:
         self._read(*pending)
+      if self.pruned:
+        return self._result("pruned", step)
       if interrupted and step < last:
         return self._interrupted(step, state)
     return self._finish(step, state)
@@ -404,6 +411,7 @@ class _Loop:
         self.tracker.write(step, values)
         if cfg.best_metric:
           self.best = self.best.after(step, values, cfg)
+        self.pruned = bool(self.report and self.report(step, values))
     if self.checkpointer.should_save(step) or self.best.step == step:
       with self.clock.paused("saving"):
         self._save(step, state)

@@ -9,15 +9,19 @@ import jax
 import pytest
 
 from lmjax import metrics
+from lmjax.commands.experiment import apply_overrides
 from lmjax.config import from_config_dict, resolve_model
 from lmjax.models import families
 from lmjax.models.transformer import init_params, make_model
+from lmjax.sweeps.space import as_flags
+from lmjax.sweeps.sweep import planned_settings, resolve
 
 SIZES = {
     "gpt2": "124M 355M 774M 1.5B", "llama": "2-7B 2-13B 2-70B 3-8B 3-70B 3.2-1B 3.2-3B", "mixtral": "8x7B 8x22B",
     "bert": "base large", "electra": "small base large", "t5": "small base large 3B 11B 1.1-small 1.1-XXL",
     "transformer": "base big", "xlnet": "base large", "debug": "gemma t5",
     "tasks": "stdlib/identifiers stdlib/docstrings stdlib/packages,stdlib/answers", "finetune": "glue/sst2 squad"}
+SWEEPS = sorted((pathlib.Path(__file__).resolve().parents[1] / "experiments" / "sweeps").glob("*.py"))
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "experiments").glob("*.py"))
 
 
@@ -51,3 +55,16 @@ def test_a_debug_size_keeps_the_options_of_its_family(family):
       name: value for name, value in preset.items() if name not in sizes}
   sizes -= {"vocab_size", "embedding_dim"}
   assert all(bool(small[name]) == bool(preset[name]) for name in sizes & preset.keys())
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
+@pytest.mark.parametrize("size", ["cpu", "pod"])
+def test_a_sweep_makes_configs_that_are_right_and_says_how_it_is_run(path, size):
+  module = module_of(path)
+  assert f"--config=experiments/sweeps/{path.name}" in module.__doc__ and "Hardware:" in module.__doc__
+  trials = planned_settings(resolve(module.get_sweep(size)))
+  assert len(trials) > 7
+  for settings in trials:
+    config = module.get_config(size)
+    apply_overrides(config, [flag.removeprefix("--config.") for flag in as_flags(settings)])
+    from_config_dict(config)

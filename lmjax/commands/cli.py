@@ -22,8 +22,8 @@ from lmjax.commands import coming, experiment, help_text
 from lmjax.config import settings_help
 from lmjax.config_checks import Refused, UserError, nearest
 
-COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "report", "fit")
-_ONE_PROCESS = ("generate", "convert")  # Of several, each would do the whole work and write over the others'.
+COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "sweep", "report", "fit")
+_ONE_PROCESS = ("generate", "convert", "sweep")  # Of several, each would do the whole work and write over the others'.
 
 
 def run(argv: list[str]) -> int:
@@ -64,6 +64,8 @@ def parse(command: types.ModuleType, name: str, argv: list[str]) -> flags.FlagVa
     UserError: for an unknown flag, a wrong value, a stray argument, or a required flag that is missing.
   """
   flag_values = help_text.command_flags(command)
+  # What --config.NAME is to --config, --sweep.NAME is to the sweep.
+  argv = [re.sub(r"^--?(no)?sweep\.", r"--\1", argument) if name == "sweep" else argument for argument in argv]
   if experiment.takes_config(flag_values):
     argv = experiment.rewrite_overrides(argv)
   try:

@@ -88,10 +88,7 @@ def load_experiment(spec: str) -> ml_collections.ConfigDict:
     UserError: where the file is missing, cannot be run, or refuses the argument.
   """
   path, has_argument, argument = spec.partition(":")
-  module = _load_module(path)
-  get_config = getattr(module, "get_config", None)
-  if not callable(get_config):
-    raise UserError(f"{path} has no function get_config(), which an experiment file must define.")
+  get_config = _function(path, "get_config", "which an experiment file must define")
   arguments = (argument,) if has_argument else ()
   try:
     inspect.signature(get_config).bind(*arguments)
@@ -104,6 +101,21 @@ def load_experiment(spec: str) -> ml_collections.ConfigDict:
     raise UserError(f"get_config() of {path} returned {type(config).__name__}, but it must return the ConfigDict that "
                     "lmjax.config.base_config() makes.")
   return config
+
+
+def load_sweep(spec: str) -> Any:
+  """Runs `get_sweep` of an experiment file, with the argument of its `get_config` where it takes one.
+
+  Args:
+    spec: `FILE.py` or `FILE.py:ARG`, whose `get_config` has been run.
+
+  Raises:
+    UserError: where the file has no `get_sweep`, or it cannot be run.
+  """
+  path, has_argument, argument = spec.partition(":")
+  get_sweep = _function(path, "get_sweep", "which says what a sweep tries; see lmjax/sweeps/__init__.py")
+  takes = has_argument and inspect.signature(get_sweep).parameters
+  return _guarded(path, lambda: get_sweep(*((argument,) if takes else ())))
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str]) -> None:
@@ -187,6 +199,14 @@ def _nearest_setting(name: str, known: Iterable[str]) -> str:
   within = [k for k in known if k.startswith(f"{group}.")]
   hint = nearest(name, within or known)
   return hint if hint.startswith("; did you mean") else "; --help_config lists them all."
+
+
+def _function(path: str, name: str, purpose: str) -> Callable[..., Any]:
+  """Returns a function of an experiment file."""
+  function = getattr(_load_module(path), name, None)
+  if not callable(function):
+    raise UserError(f"{path} has no function {name}(), {purpose}.")
+  return function
 
 
 def _load_module(path: str) -> types.ModuleType:

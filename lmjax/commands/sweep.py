@@ -1,0 +1,177 @@
+"""run many variants of an experiment, which its get_sweep() describes
+
+Each trial is a normal run in --workdir/trials. The same command goes on after a stop or a crash, and more of it, on the
+same machine or on others that share the folder, work on the same sweep. `optuna-dashboard DIR/optuna.journal` shows it.
+
+  lmjax sweep --config=experiments/sweeps/learning_rate.py --workdir=runs/rates --dry_run
+  lmjax sweep --config=experiments/sweeps/learning_rate.py --workdir=runs/rates --workers=2
+  lmjax sweep --config=experiments/sweeps/depth.py --workdir=runs/depth --driver=tpe --num_trials=20 --pruner=asha
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+from typing import Any, Callable
+
+from absl import flags
+
+from lmjax.commands import experiment
+from lmjax.config import Config, UserError
+
+REQUIRED = ("config", "workdir")
+POSITIONAL = None
+
+_OF_SWEEP = ("driver", "num_trials", "metric", "mode", "pruner", "seed", "retries")
+_INTERRUPTED = 75  # By which the driver knows that a worker has not run out of trials.
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+  experiment.define_config_flags(flag_values)
+  text = lambda name, help: flags.DEFINE_string(name, None, help, flag_values=flag_values)
+  number = lambda name, help: flags.DEFINE_integer(name, None, help, flag_values=flag_values)
+  text("workdir", "Folder the sweep is written to.")
+  flags.DEFINE_integer("workers", 1, "Processes that run trials here, each with its own GPUs.",
+                       flag_values=flag_values)
+  text("driver", "Who chooses: grid, random, sobol, halton, tpe or gp. This and the next six are get_sweep()'s unless "
+       "given.")
+  number("num_trials", "How many trials; a grid has all of its own.")
+  text("metric", "What trials are compared by: a number of result.json, eval_loss by default, or of the evaluations, "
+       "such as validation/accuracy.")
+  text("mode", "Whether the best is the smallest (min) or the largest (max).")
+  text("pruner", "What stops trials that are behind at an evaluation in the loop: none, median, asha or hyperband.")
+  number("seed", "Seed of what is drawn.")
+  number("retries", "How often a trial that raises an error is run again.")
+  text("storage", "URL of a database that keeps the trials, such as sqlite:///FILE; a file in the workdir without.")
+  text("topology", "Machine of a worker that --dry_run reckons with, as lmjax plan names them; else it is this one.")
+  flags.DEFINE_boolean("dry_run", False, "List the trials with parameters, FLOPs and expected time, and run none.",
+                       flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+  if flag_values.workers < 1:
+    raise UserError(f"--workers is {flag_values.workers}, but it must be at least 1.")
+  sweep, make_config = _read(flag_values)
+  if flag_values.dry_run:
+    _list(sweep, make_config, flag_values.workdir, flag_values.topology)
+    return
+  from lmjax.sweeps import board as board_lib
+  base = dataclasses.asdict(experiment.read_config(flag_values))
+  board = board_lib.Board(sweep, flag_values.workdir, flag_values.storage, base)
+  if "LMJAX_SWEEP_DRIVER" in os.environ:
+    _work(board, make_config)
+  else:
+    _drive(board, flag_values)
+
+
+def _read(flag_values: flags.FlagValues) -> tuple[Any, Callable[[dict], Config]]:
+  """Returns the sweep, and what makes the experiment with some settings; both are checked."""
+  from lmjax.sweeps import space as space_lib
+  from lmjax.sweeps import sweep as sweep_lib
+  overrides = flag_values[experiment.OVERRIDE_FLAG].value
+  base = experiment.read_config(flag_values)
+  sweep = experiment.load_sweep(flag_values.config)
+  if isinstance(sweep, space_lib.Space):
+    sweep = sweep_lib.Sweep(sweep)
+  if not isinstance(sweep, sweep_lib.Sweep):
+    raise UserError(f"get_sweep() of {flag_values.config} returned {type(sweep).__name__}, but it must return a "
+                    "lmjax.sweeps.Sweep or a search space.")
+  given = {name: flag_values[name].value for name in _OF_SWEEP if flag_values[name].value is not None}
+  sweep = sweep_lib.resolve(dataclasses.replace(sweep, **given))
+  searched = space_lib.fields(sweep.space)
+  for override in overrides:
+    if (name := override.partition("=")[0]) in searched:
+      raise UserError(f"--config.{name} is given, but the sweep sets it in each trial; leave it to one of them.")
+  in_loop = [unit for unit in ("steps", "tokens", "epochs")
+             if getattr(base.eval, f"every_{unit}") or f"eval.every_{unit}" in searched]
+  if sweep.pruner != "none" and not in_loop:
+    raise UserError(f"The sweep's pruner is {sweep.pruner}, but nothing is evaluated in the loop; set "
+                    "config.eval.every_steps.")
+
+  def make_config(settings: dict) -> Config:
+    from lmjax.config import from_config_dict
+    config = experiment.load_experiment(flag_values.config)
+    texts = [flag.removeprefix("--config.") for flag in space_lib.as_flags(settings)]
+    experiment.apply_overrides(config, [*overrides, *texts])
+    return from_config_dict(config)
+
+  for number, settings in enumerate(sweep_lib.planned_settings(sweep)):
+    try:
+      make_config(settings)
+    except UserError as e:
+      raise UserError(f"Trial {number} of the sweep ({' '.join(space_lib.as_flags(settings))}) cannot work: {e}") from e
+  return sweep, make_config
+
+
+def _list(sweep: Any, make_config: Callable[[dict], Config], workdir: str, topology: str | None) -> None:
+  from lmjax.sweeps import listing
+  from lmjax.sweeps import sweep as sweep_lib
+  trials = sweep_lib.planned_settings(sweep)
+  print("\n".join(listing.listing(trials, make_config, workdir, topology)))
+  if sweep.driver not in sweep_lib.PLANNED and (more := sweep.num_trials - len(trials)) > 0:
+    print(f"{more} more trials will be chosen by {sweep.driver}, by what these show.")
+
+
+def _work(board: Any, make_config: Callable[[dict], Config]) -> None:
+  import gc
+  import json
+
+  import jax
+
+  from lmjax import train
+  from lmjax.sweeps import driver, worker
+  driver.follow_driver()
+
+  def run_trial(settings, folder, report):
+    def by_number(step, values):
+      # Trials with other batches make other steps; what they have in common is how often they were evaluated.
+      every = json.loads((folder / "config.json").read_text())["eval"]["every_steps"]
+      return report(step // every, values)
+    try:
+      return train.train_and_evaluate(make_config(settings), str(folder), report=by_number)
+    finally:
+      jax.clear_caches()  # Else the programs of all trials stay in memory.
+      gc.collect()
+
+  if not worker.work(board, run_trial):
+    sys.exit(_INTERRUPTED)
+
+
+def _drive(board: Any, flag_values: flags.FlagValues) -> None:
+  from lmjax.config_checks import Refused
+  from lmjax.sweeps import driver
+  environments = driver.divide_devices(flag_values.workers, os.environ)
+  workers = driver.Workers([sys.executable, "-m", "lmjax", "sweep", *_again(flag_values)],
+                           board.workdir / "workers", environments)
+  if not driver.drive(board, workers):
+    print("lmjax: interrupted; the same command goes on.", file=sys.stderr)
+    sys.exit(int(os.environ.get("LMJAX_INTERRUPTED_STATUS", 0)))
+  rows = board.best_first()
+  board.write_record([{**dataclasses.asdict(row), "workdir": str(board.folder(row.number)),
+                       "command": _command(flag_values, row.settings, board.folder(row.number))} for row in rows])
+  print("\n".join(driver.table(rows, board.sweep.metric)))
+  if rows[0].state != "complete":
+    reason = next((row.reason for row in rows if row.reason), "all were stopped early")
+    raise Refused(f"None of the sweep's {len(rows)} trials has a result ({reason.rstrip('.')}); mend that, and give "
+                  "another --workdir.")
+  print(f"\nThe best, alone:\n  {_command(flag_values, rows[0].settings, f'{board.workdir}-best')}")
+
+
+def _again(flag_values: flags.FlagValues) -> list[str]:
+  """Returns the flags that were given."""
+  argv = []
+  for name in flag_values:
+    flag = flag_values[name]
+    if flag.present and flag.boolean:
+      argv.append(f"--{'' if flag.value else 'no'}{name}")
+    elif flag.present:
+      argv += [f"--{name}={value}" for value in (flag.value if isinstance(flag.value, list) else [flag.value])]
+  return argv
+
+
+def _command(flag_values: flags.FlagValues, settings: dict, folder: Any) -> str:
+  """Returns the command that makes one trial's run on its own."""
+  from lmjax.sweeps.space import as_flags
+  overrides = [f"--config.{override}" for override in flag_values[experiment.OVERRIDE_FLAG].value]
+  return shlex.join(["lmjax", "train", f"--config={flag_values.config}", *overrides, *as_flags(settings),
+                     f"--workdir={folder}"])
