@@ -17,8 +17,7 @@ import sys
 
 from absl import flags
 
-from lmjax.config_checks import UserError, nearest
-from lmjax.scaling.counts import PARAM_COLUMNS
+from lmjax.config import UserError
 
 REQUIRED = ("input",)
 POSITIONAL = "input"
@@ -56,6 +55,7 @@ def main(flag_values: flags.FlagValues) -> None:
   _check(flag_values)
   predict = _targets(flag_values.predict)
   from lmjax.scaling import analysis, runs
+  from lmjax.scaling.counts import PARAM_COLUMNS
   table = runs.read_table(flag_values.input)
   columns = runs.Columns(
       size=flag_values.size or PARAM_COLUMNS[flag_values.params or "total"], loss=flag_values.loss,
@@ -76,6 +76,8 @@ def main(flag_values: flags.FlagValues) -> None:
 
 def _check(flag_values: flags.FlagValues) -> None:
   """Raises a UserError for a flag whose value is not one of those it may have."""
+  from lmjax.config_checks import nearest
+  from lmjax.scaling.counts import PARAM_COLUMNS
   from lmjax.scaling.laws import LAWS
   for name, known in (("form", (*LAWS, "auto")), ("params", (*PARAM_COLUMNS, None)), ("against", _AGAINST)):
     if flag_values[name].value not in known:

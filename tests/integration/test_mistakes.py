@@ -99,7 +99,7 @@ def snapshot(folder):
     ("train.grad_accum_steps=3", r"which config\.train\.grad_accum_steps = 3 does not divide"),
     ("mesh.tensor=3", r"tensor=3.* does not fit 8 device"),
     ("mesh.fsdp=-1", r"Only one axis of config\.mesh may be -1"),
-    ("mesh.stage=2", r"config\.mesh\.stage is 2, but splitting over stage is not supported yet"),
+    ("mesh.stage=8", r"config\.mesh\.stage is 8 .*does not divide config\.model\.num_layers = 2"),
     ("optim.warmup_steps=3", r"warms up for 3 steps, but the run has only 2"),
     ("optim.weight_decay_policy=(('nothing/here', 0.0),)", r"nothing/here"),
     ("optim.name=adam", r"did you mean 'adamw'\?"),
