@@ -22,6 +22,8 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(_KINDS)})(-start)?\(")
 # Between slices of TPUs it is the hosts that send.
 _BETWEEN_SLICES = re.compile(r" = \((.*?)\) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
+# How the compiler for TPUs calls fusions of an all-reduce and the part of it that a device keeps.
+_SCATTERING = "all-reduce-scatter"
 _CALLED = re.compile(r"(body|condition|calls|to_apply)=%?([\w.\-]+)")
 _LIMIT = re.compile(r" = [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -68,9 +70,11 @@ def collectives(text: str, shape: dict[str, int], near: int) -> list[Collective]
       channel = re.search(r"channel_id=(\d+)", line)
       # Elsewhere than in fusions channels do not tell: those of shard_map all have the same.
       key = channel[1] if channel and name in fusions else (name, number)
-      sent = _sent(match[2], _array_bytes(match[1], bool(match[3])), groups.shape[1])
+      kind, size, members = match[2], _array_bytes(match[1], bool(match[3])), groups.shape[1]
+      if kind == "all-reduce" and name.startswith(_SCATTERING):
+        kind, size = "reduce-scatter", size / members
       crosses = bool(np.any(groups // near != groups[:, :1] // near))
-      one = Collective(match[2], _axes(groups, shape), times, sent, crosses)
+      one = Collective(kind, _axes(groups, shape), times, _sent(kind, size, members), crosses)
       channels[key] = max(one, channels.get(key, one), key=lambda one: (one.count, one.sent))
   totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0.0])
   for one in channels.values():

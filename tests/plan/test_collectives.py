@@ -30,11 +30,17 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %two = bf16[32]{0} fusion(%a), kind=kCustom, calls=%fused.2
   %scatter = f32[4]{0} reduce-scatter(%a), channel_id=5, replica_groups=[2,4]<=[2,4]T(1,0), dimensions={0}
   %permute = bf16[10]{0} collective-permute(%a), channel_id=6, source_target_pairs={{0,2},{2,0},{1,3},{3,1}}
+  %both = bf16[8]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3.clone
   %alone = f32[8]{0} all-reduce(%a), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%sum
 }
 
 %fused.2 (p: bf16[4]) -> bf16[4] {
   ROOT %again = bf16[32]{0} all-reduce(%p), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
+}
+
+%all-reduce-scatter.3.clone (p: bf16[32]) -> bf16[8] {
+  %sum = bf16[32]{0} all-reduce(%p), channel_id=9, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%sum
+  ROOT %part = bf16[16]{0} dynamic-slice(%sum, %at), dynamic_slice_sizes={16}
 }
 
 %inner (p: f32[8]) -> f32[8] {
@@ -57,7 +63,9 @@ def test_a_program_is_read():
   # Of what a start returns the largest array is the result; every second of eight devices.
   assert found["all-gather", ("data", "fsdp")] == Collective("all-gather", ("data", "fsdp"), 3, 3 * 32 * 3 / 4, True)
   assert found["all-to-all", ("data", "fsdp", "tensor")].sent == pytest.approx(3 * 32 * 7 / 8)
-  assert len(found) == 6
+  # An all-reduce of 64 bytes whose half each of two keeps sends half of them, once.
+  assert found["reduce-scatter", ("tensor",)] == Collective("reduce-scatter", ("tensor",), 1, 32, False)
+  assert len(found) == 7
 
 
 def test_what_goes_between_slices_is_what_hosts_send():

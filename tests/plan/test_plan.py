@@ -65,6 +65,23 @@ def test_a_kept_plan_fits_and_adds_up(path):
 
 
 @needs_libtpu
+def test_norms_and_residuals_are_split_over_tensor():
+  """Of sums over tensor each device keeps its part of the length, and products gather them: no all-reduce is left."""
+  layers, stream = 4, 32 * 64 * 256 * 2
+  model = dict(remat_policy="full", embed_dim=256, num_heads=4, num_kv_heads=4, head_dim=64, mlp_dim=512)
+  made = plan.make_plan(config_of(num_layers=layers, mesh=dict(data=1, fsdp=1, tensor=4), model=model),
+                        parse_topology("v5e-4"))
+  of = lambda kind: [one for one in made.collectives if one.kind == kind and one.axes == ("tensor",)]
+  scattered, = of("reduce-scatter")
+  # Of a layer the results of attention and the MLP, attention's again, and the gradients of what both read; and of the
+  # embedding and the output projection.
+  sends = 5 * layers + 2
+  assert scattered.count == sends and scattered.sent == pytest.approx(sends * stream * 3 / 4, rel=0.05)
+  assert sum(one.sent for one in of("all-reduce")) < stream / 10
+  assert sum(one.sent for one in of("all-gather")) >= 5 * layers * stream * 3 / 4
+
+
+@needs_libtpu
 def test_fsdp_gathers_each_layers_parameters_and_adds_up_their_gradients():
   made = plan.make_plan(config_of(num_layers=8, model=dict(remat_policy="full")), parse_topology("v5e-4"))
   fewer = plan.make_plan(config_of(num_layers=4, model=dict(remat_policy="full")), parse_topology("v5e-4"))
