@@ -21,9 +21,12 @@ PLANS = {
     "llama-3-8B-v6e-64": ("llama.py:3-8B", "v6e-64", "model.remat_policy=full"),
     "mixtral-8x7B-v5e-256": ("mixtral.py:8x7B", "v5e-256", ""),
     "t5-11B-v4-256": ("t5.py:11B", "v4-256", ""),
-    "llama-3-70B-v5p-512": ("llama.py:3-70B", "v5p-512", "model.remat_policy=full"),
+    "llama-3-70B-v5p-512": ("llama.py:3-70B", "v5p-512", "model.remat_policy=full eval.batch_size=256"),
     "llama-3-8B-32k-v6e-256": ("llama.py:3-8B", "v6e-256", "data.seq_len=32768 train.batch_size=256 "
-                               "train.grad_accum_steps=1 model.remat_policy=full"),
+                               "train.grad_accum_steps=1 model.remat_policy=full eval.batch_size=256"),
+    "llama-3-8B-32k-context-v6e-256": ("llama.py:3-8B", "v6e-256", "data.seq_len=32768 train.batch_size=64 "
+                                       "train.grad_accum_steps=1 model.remat_policy=full eval.batch_size=64 "
+                                       "mesh.data=1 mesh.fsdp=64 mesh.context=4"),
     "gpt2-1.5B-2xv5e-16": ("gpt2.py:1.5B", "2xv5e-16", "mesh.replica=2 mesh.data=1 mesh.fsdp=16"),
     "llama-3-8B-h100-8": ("llama.py:3-8B", "h100-8", "model.remat_policy=full"),
 }
