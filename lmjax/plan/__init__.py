@@ -242,7 +242,7 @@ def arithmetic_seconds(config: Config, topology: Topology) -> float:
   recipe = quantized.RECIPES.get(config.model.quantization)
   fast = recipe.share * metrics.linear_flops_per_token(config.model) * _tokens_a_step(config) if recipe else 0.0
   rate = chip.eight_bit_flops.get(config.model.quantization, chip.peak_flops)
-  return ((total - fast) / chip.peak_flops + fast / rate) / topology.num_chips
+  return ((total - fast) / chip.peak_flops + fast / rate) / topology.num_devices
 
 
 def _bounds(config: Config, topology: Topology, by_kind: dict[str, float], to_host: float,

@@ -47,7 +47,7 @@ def proposals(config: Config, topology: Topology) -> list[Proposal]:
   unnamed = {f"model.{name}": () for name in ("remat_save", "remat_offload") if getattr(config.model, name)}
   made = []
   for tensor, count, remat in itertools.product(_TENSOR, _MICROBATCHES, _REMAT):
-    ways = topology.num_chips // topology.num_slices // tensor // config.mesh.expert
+    ways = topology.num_devices // topology.num_slices // tensor // config.mesh.expert
     if not ways or not _divides(size, topology, tensor, ways, count):
       continue
     changes = {"mesh.replica": topology.num_slices, "mesh.data": 1, "mesh.fsdp": ways, "mesh.tensor": tensor,

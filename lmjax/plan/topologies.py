@@ -13,7 +13,7 @@ from lmjax.metrics import PEAK_FLOPS
 
 
 class Chip(NamedTuple):
-  """The figures of a chip, each for one device of JAX.
+  """The figures of a chip, each for one device of JAX; of a TPU7x, whose halves are devices, those of half a chip.
 
   Attributes:
     kind: `device_kind` of JAX.
@@ -53,6 +53,8 @@ CHIPS = {
                 f"{_TPU_DOCS}v5p; {_SCALING_BOOK}"),
     "v6e": Chip("TPU v6 lite", 32 * _GIB, 1638 * _GB, 400 * _GB, 12.5 * _GB, 32 * _GB, {"int8": 1836e12},
                 f"{_TPU_DOCS}v6e; {_SCALING_BOOK}"),
+    "tpu7x": Chip("TPU7x", 96 * _GIB, 3690 * _GB, 600 * _GB, 6.25 * _GB, 16 * _GB, {"fp8": 2307e12},
+                  f"{_TPU_DOCS}tpu7x; network and host taken to be no faster than a v5p's"),
     "h100": Chip("NVIDIA H100 80GB HBM3", 80e9, 3350 * _GB, 450 * _GB, 50 * _GB, 64 * _GB, _HOPPER,
                  "NVIDIA H100 SXM and DGX H100"),
     "h200": Chip("NVIDIA H200", 141e9, 4800 * _GB, 450 * _GB, 50 * _GB, 64 * _GB, _HOPPER,
@@ -64,10 +66,12 @@ CHIPS = {
 # How libtpu calls them, and what it wants to know besides.
 _TPU_NAMES = {"v4": ("v4", dict(chip_config_name="megacore")), "v5p": ("v5", dict(chip_config_name="megacore")),
               "v5e": ("v5e", dict(chips_per_host_bounds=(2, 2, 1))),
-              "v6e": ("v6e", dict(chips_per_host_bounds=(2, 2, 1)))}
+              "v6e": ("v6e", dict(chips_per_host_bounds=(2, 2, 1))),
+              "tpu7x": ("tpu7x", dict(chips_per_host_bounds=(2, 2, 1)))}
 # Cloud TPU counts the cores of these, two a chip.
-_CORES = ("v4", "v5p")
-_LARGEST = {"v4": 4096, "v5p": 6144, "v5e": 256, "v6e": 256}
+_CORES = ("v4", "v5p", "tpu7x")
+_DEVICES_A_CHIP = {"tpu7x": 2}  # Where the cores of a chip are no longer fused into one.
+_LARGEST = {"v4": 4096, "v5p": 6144, "v5e": 256, "v6e": 256, "tpu7x": 9216}
 _GPUS_A_HOST = 8
 
 # What tells GPUs apart for the compiler.
@@ -130,15 +134,20 @@ class Topology:
     return math.prod(self.shape) * self.num_slices
 
   @property
+  def num_devices(self) -> int:
+    """How many devices JAX sees."""
+    return self.num_chips * _DEVICES_A_CHIP.get(self.generation, 1)
+
+  @property
   def devices_a_fast_network(self) -> int:
     """Devices that are joined by links: those of a slice, or of a GPU host."""
-    return math.prod(self.shape) if self.is_tpu else self.shape[1]
+    return self.num_devices // self.num_slices if self.is_tpu else self.shape[1]
 
 
 def parse_topology(name: str) -> Topology:
   """Returns the topology of a name: v5p-128, v5e:4x4, 2xv5e-256 (two slices), h100-8, h100-64 (eight hosts).
 
-  As Cloud TPU has it, the number counts cores for v4 and v5p, two a chip, and chips for v5e and v6e.
+  As Cloud TPU has it, the number counts cores for v4, v5p and tpu7x, two a chip, and chips for v5e and v6e.
 
   Raises:
     UserError: for one that does not exist.

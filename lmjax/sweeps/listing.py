@@ -60,7 +60,8 @@ def _rate(workdir: str, topology: str | None) -> tuple[float, str]:
   """Returns the FLOP/s to expect of a worker, and where that is from."""
   if topology:
     machine = parse_topology(topology)
-    return _OF_PEAK * machine.chip.peak_flops * machine.num_chips, f"{_OF_PEAK:.0%} of the peak of {topology}, a guess"
+    peak = machine.chip.peak_flops * machine.num_devices
+    return _OF_PEAK * peak, f"{_OF_PEAK:.0%} of the peak of {topology}, a guess"
   seen = []
   for path in pathlib.Path(workdir).glob("trials/*/result.json"):
     result = json.loads(path.read_text())
