@@ -12,7 +12,8 @@ from lmjax.plan.topologies import CHIPS, parse_topology
     # These count cores, two a chip.
     ("v4-8", "v4", (2, 2, 1), 4), ("v4-16", "v4", (2, 2, 2), 8), ("v5p-128", "v5p", (4, 4, 4), 64),
     ("v5p-512", "v5p", (4, 8, 8), 256), ("v5p:4x4x12", "v5p", (4, 4, 12), 192),
-    ("tpu7x-128", "tpu7x", (4, 4, 4), 64), ("2xv5e-256", "v5e", (16, 16), 512), ("h100-1", "h100", (1, 1), 1), ("h100-8", "h100", (1, 8), 8),
+    ("tpu7x-128", "tpu7x", (4, 4, 4), 64),
+    ("2xv5e-256", "v5e", (16, 16), 512), ("h100-1", "h100", (1, 1), 1), ("h100-8", "h100", (1, 8), 8),
     ("b200-32", "b200", (4, 8), 32)])
 def test_a_name_says_how_many_chips_and_how_they_lie(name, generation, shape, chips):
   topology = parse_topology(name)
