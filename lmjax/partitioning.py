@@ -247,7 +247,8 @@ def device_index(name: str) -> jax.Array | int:
 
 def moved(x: Any, name: str, pairs: Sequence[tuple[int, int]]) -> Any:
   """Inside `on_each_device`: what device a has goes to device b, for (a, b) of those that split a logical axis."""
-  return x if _whole() else jax.lax.ppermute(x, _axes(name), pairs)
+  stays = _whole() or all(start == end for start, end in pairs)
+  return x if stays else jax.lax.ppermute(x, _axes(name), pairs)
 
 
 def gathered(x: Any, name: str) -> Any:

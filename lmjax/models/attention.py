@@ -9,6 +9,7 @@ from typing import Any, Callable
 from flax import linen as nn
 from flax import struct
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from lmjax.config import ModelConfig, UserError
@@ -284,4 +285,5 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, spec: AttentionSpec, query_positions, key_posit
     seen_BTS &= segment_ids[:, :, None] == key_segment_ids[:, None, :]
   scores = jnp.where(seen_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, v_BSKH.shape[-1])
+  y_BTNH = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, v_BSKH.shape[-1])
+  return checkpoint_name(y_BTNH, "attention")

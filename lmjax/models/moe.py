@@ -133,9 +133,25 @@ def _ragged_mlp(cfg: ModelConfig, x_MD: jax.Array, experts_MK: jax.Array, gates_
   # Permutations both ways, so that the backward pass, too, adds up in a fixed order.
   permuted = lambda x, order: x.at[order].get(unique_indices=True, mode="promise_in_bounds")
   rows = permuted(jnp.repeat(x_MD, K, axis=0), order)
-  y = _mlp(cfg, lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes), rows, kernels)
+  product = _each_stages_ragged_dot if partitioning.in_stage() else jax.lax.ragged_dot
+  y = _mlp(cfg, lambda x, kernel: product(x, kernel, sizes), rows, kernels)
   y_MKD = permuted(y, jnp.argsort(order)).reshape(M, K, -1)
   return jnp.einsum("MKD,MK->MD", y_MKD, gates_MK)
+
+
+@jax.custom_batching.custom_vmap
+def _each_stages_ragged_dot(x, kernel, sizes):
+  return jax.lax.ragged_dot(x, kernel, sizes)
+
+
+@_each_stages_ragged_dot.def_vmap
+def _one_after_another(_, batched, *args):
+  """TPUs multiply no batch of ragged products; and on a device that has one stage there is one."""
+  count = next(x.shape[0] for x, is_batched in zip(args, batched) if is_batched)
+  args = [x if is_batched else jnp.broadcast_to(x, (count, *x.shape)) for x, is_batched in zip(args, batched)]
+  if count == 1:
+    return jax.lax.ragged_dot(*(x[0] for x in args))[None], True
+  return jax.lax.map(lambda one: jax.lax.ragged_dot(*one), tuple(args)), True
 
 
 def _with_capacity(cfg: ModelConfig, x_BTD: jax.Array, experts_BTK: jax.Array, gates_BTK: jax.Array,

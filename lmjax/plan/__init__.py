@@ -19,7 +19,7 @@ from lmjax import metrics, objectives, partitioning, train
 from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import Refused, check_objective
 from lmjax.memory import in_host_memory
-from lmjax.models import quantized, remat
+from lmjax.models import pipeline, quantized, remat
 from lmjax.optim import lora
 from lmjax.plan.batches import abstract_batch, tasks_of, vocab_size
 from lmjax.plan.collectives import Collective, collectives
@@ -149,7 +149,7 @@ def make_plan(config: Config, topology: Topology, program: str | None = None) ->
       fits=compiled is not None and asked <= topology.chip.memory, peak_bytes=asked,
       memory_bytes=topology.chip.memory, bytes_by_kind=by_kind,
       num_params=metrics.count_params(lora.without(setup.state_shapes.params)), model_flops=_flops(config),
-      collectives=found, seconds=_bounds(config, topology, by_kind, to_host, found), compile_seconds=seconds,
+      collectives=found, seconds=_bounds(setup, topology, by_kind, to_host, found), compile_seconds=seconds,
       tokens_a_step=_tokens_a_step(config), num_steps=None if in_epochs else config.train.num_steps, message=message)
 
 
@@ -245,15 +245,15 @@ def arithmetic_seconds(config: Config, topology: Topology) -> float:
   return ((total - fast) / chip.peak_flops + fast / rate) / topology.num_devices
 
 
-def _bounds(config: Config, topology: Topology, by_kind: dict[str, float], to_host: float,
+def _bounds(setup: train.Setup, topology: Topology, by_kind: dict[str, float], to_host: float,
             found: tuple[Collective, ...]) -> dict[str, float]:
   """Returns the seconds that each resource needs for a step at its peak rate.
 
   Memory moves at least: the compute copy of all parameters of a device, forward and backward, for each microbatch; the
   parameters and the optimizer's state, read and written; what the forward pass saves, written and read. What lies in
-  the host's memory comes and goes as often; its link has a lane for each way.
+  the host's memory comes and goes as often; its link has a lane for each way. Stages without work wait.
   """
-  chip = topology.chip
+  config, chip = setup.config, topology.chip
   again = 1 + made_again(config.model, config.data.seq_len) / 3
   passes = 2 * config.train.grad_accum_steps
   moved = passes * by_kind["parameters"] / 2 + 2 * (by_kind["parameters"] + by_kind["optimizer"]) + (
@@ -261,9 +261,18 @@ def _bounds(config: Config, topology: Topology, by_kind: dict[str, float], to_ho
   near = sum(one.sent for one in found if not one.crosses)
   far = sum(one.sent for one in found if one.crosses)
   model = arithmetic_seconds(config, topology)
-  return {"model": model, "compute": model * again, "memory": moved / chip.memory_bandwidth,
+  return {"model": model, "compute": model * again * (1 + _bubble(setup)), "memory": moved / chip.memory_bandwidth,
           "links": near / chip.link_bandwidth, "network": far / chip.network_bandwidth,
           "host": to_host / chip.host_bandwidth}
+
+
+def _bubble(setup: train.Setup) -> float:
+  """Returns the ticks of a pipeline that find a stage without work, over those that find it with work."""
+  config, stages = setup.config, setup.mesh.shape["stage"]
+  with partitioning.use_mesh(setup.mesh):
+    count = stages * pipeline.microbatches_a_stage(config.train.batch_size // config.train.grad_accum_steps,
+                                                   config.model.stage_microbatches)
+  return (stages - 1) / (count * config.model.stage_repeats)
 
 
 def made_again(model: ModelConfig, seq_len: int) -> float:
