@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 
+from absl import logging
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,3 +33,12 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if "slow" in item.keywords:
       item.add_marker(pytest.mark.skip(reason="slow; runs with --all"))
+
+
+@pytest.fixture(autouse=True)
+def what_is_logged():
+  """A command run within a test says how much is logged; the next test is to find what it was."""
+  before = logging.get_verbosity(), logging.get_absl_logger().level
+  yield
+  logging.set_verbosity(before[0])
+  logging.get_absl_logger().setLevel(before[1])
