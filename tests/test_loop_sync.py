@@ -97,7 +97,7 @@ def loop(monkeypatch):
     monkeypatch.setattr(train._Loop, "_batches", lambda self, first: iter([{}] * NUM_STEPS))
     monkeypatch.setattr(train._Loop, "_finish", lambda self, step, state: {})
     train._Loop(setup, None, tracker, Checkpointer(events, save_at), train._Past(None, Best(), 0.0, 0.0, {}), None,
-                Peers()).run(types.SimpleNamespace(step=np.int32(0)))
+                Peers(), None).run(types.SimpleNamespace(step=np.int32(0)))
     return events, tracker.losses
   return run
 
