@@ -9,7 +9,7 @@ import math
 import re
 import types
 import typing
-from typing import Any
+from typing import Any, Mapping
 
 # Every duration: (group, stem of its three fields).
 DURATIONS = (("train", "num"), ("optim", "warmup"), ("optim", "decay"), ("eval", "every"), ("checkpoint", "every"))
@@ -28,6 +28,14 @@ class Refused(UserError):
 
   The exit status is 1, where that of a wrong request is 2.
   """
+
+
+def by_full_name(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns the leaves of nested mappings by their names joined with dots, as settings are called."""
+  flat = {}
+  for name, value in tree.items():
+    flat.update(by_full_name(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
+  return flat
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

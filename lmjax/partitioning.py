@@ -44,6 +44,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "router": None,
     "rank": None,
     # Activations.
+    "stages": "stage",
     "batch": _BATCH,
     "expert_batch": ("replica", "data", "fsdp", "stage"),
     "length": "context",
@@ -190,7 +191,7 @@ def _axes(name: str | None) -> tuple[str, ...]:
   """Returns the mesh axes that split a logical axis."""
   axes = None if name is None else RULES[name]
   axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
-  return tuple(axis for axis in axes if axis != "stage") if _in_stage.get() else axes
+  return tuple(axis for axis in axes if axis != "stage") if _in_stage.get() and name != "stages" else axes
 
 
 def spec(*names: str | None) -> PartitionSpec:
@@ -249,16 +250,6 @@ def moved(x: Any, name: str, pairs: Sequence[tuple[int, int]]) -> Any:
   """Inside `on_each_device`: what device a has goes to device b, for (a, b) of those that split a logical axis."""
   stays = _whole() or all(start == end for start, end in pairs)
   return x if stays else jax.lax.ppermute(x, _axes(name), pairs)
-
-
-def gathered(x: Any, name: str) -> Any:
-  """Inside `on_each_device`: the parts of all devices that split a logical axis, on a new first axis."""
-  return x[None] if _whole() else jax.lax.all_gather(x, _axes(name))
-
-
-def scatter_sum(x: jax.Array, name: str) -> jax.Array:
-  """Inside `on_each_device`: the sum of x over those devices, of which each gets its entry of the first axis."""
-  return x[0] if _whole() else jax.lax.psum_scatter(x, _axes(name), tiled=False)
 
 
 def _whole() -> bool:

@@ -19,7 +19,7 @@ from etils import epath
 import numpy as np
 
 from lmjax import config as config_lib
-from lmjax.config import UserError
+from lmjax.config_checks import UserError, by_full_name
 from lmjax.workdir import write_whole
 
 # Points a curve is drawn with; more could not be told apart at this size.
@@ -242,9 +242,9 @@ def _samples(run: Run) -> str:
 def _config(run: Run) -> str:
   if not run.config:
     return ""
-  defaults = dict(_flat(json.loads(config_lib.to_json(config_lib.Config()))))
+  defaults = by_full_name(json.loads(config_lib.to_json(config_lib.Config())))
   rows, changed = [], 0
-  for name, value in _flat(run.config):
+  for name, value in by_full_name(run.config).items():
     differs = name not in defaults or value != defaults[name]
     changed += differs
     note = f" <i>default {html.escape(json.dumps(defaults[name]))}</i>" if differs and name in defaults else ""
@@ -258,16 +258,9 @@ def _result(run: Run) -> str:
   if not run.result:
     return ""
   rows = [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value if isinstance(value, str) else json.dumps(value))}"
-          "</td></tr>" for name, value in _flat(run.result)]
+          "</td></tr>" for name, value in by_full_name(run.result).items()]
   return ('<details><summary>Result</summary><div class="scroll"><table class="left">'
           f'{"".join(rows)}</table></div></details>')
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-  pairs = []
-  for name, value in tree.items():
-    pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-  return pairs
 
 
 def _number(value: float | None) -> str:

@@ -5,8 +5,7 @@
 
 Lengths are in tokens, so that a trial with a larger batch makes fewer steps. `cpu`, the default, trains
 experiments/debug.py's model, `pod` GPT-2 of 124M parameters (see learning_rate.py for what a worker wants).
-Hardware: any for `cpu`, where 16 trials took 3.5 minutes on two busy CPU cores. `pod` has not
-been run.
+Hardware: any for `cpu`, where 16 trials took 3.5 minutes on two busy CPU cores. `pod` has not been run.
 """
 
 from lmjax.config import base_config

@@ -6,8 +6,7 @@
 
 `cpu`, the default, trains models of 64 channels, `pod` models of 768 on a thousand million tokens (see learning_rate.py
 for what a worker wants).
-Hardware: any for `cpu`, where the 18 trials of the grid took 2.6 minutes on two busy CPU cores. `pod` has not
-been run.
+Hardware: any for `cpu`, where the 18 trials of the grid took 2.6 minutes on two busy CPU cores. `pod` has not been run.
 """
 
 from lmjax.config import base_config

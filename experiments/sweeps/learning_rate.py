@@ -7,8 +7,7 @@
 for which each worker wants a host of four or eight chips of its own: start the second command on each, with the folder
 on a file system that they share. `--dry_run` lists the trials with their FLOPs. `--driver=tpe --num_trials=16` searches
 the same lists by what it has seen.
-Hardware: any for `cpu`, where 24 trials took 3.5 minutes on two busy CPU cores. `pod` has not
-been run.
+Hardware: any for `cpu`, where 24 trials took 3.5 minutes on two busy CPU cores. `pod` has not been run.
 """
 
 from lmjax.config import base_config

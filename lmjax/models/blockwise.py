@@ -24,7 +24,7 @@ _BLOCK = 64
 # Scores handled together on one CPU: what stays in a core's cache.
 _CPU_SCORES = 2 ** 19
 # Below every score, and finite: its difference from another is never NaN.
-_UNSEEN = -1e30
+UNSEEN = -1e30
 
 
 class Rows(NamedTuple):
@@ -182,4 +182,4 @@ def _scores(spec, raw, rows, queries, keys, query_axis, key_axis):
   sees = seen(spec, query_at, key_at, None if rows.prefix is None else at(rows.prefix, keys, query_axis))
   if rows.query_segments is not None:
     sees = sees & (at(rows.query_segments, queries, key_axis) == at(rows.key_segments, keys, query_axis))
-  return jnp.where(sees, raw, _UNSEEN), slope
+  return jnp.where(sees, raw, UNSEEN), slope

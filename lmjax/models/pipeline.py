@@ -162,9 +162,7 @@ def _by_stage(x: jax.Array, R: int) -> jax.Array:
 
 def _stage_split(x: jax.Array) -> jax.Array:
   between = [None] * (x.ndim - 4)
-  length = "length" if x.shape[-2] % partitioning.ways("stream_length") else "stream_length"
-  spec = partitioning.spec("batch", length, "act_embed")
-  return jax.lax.with_sharding_constraint(x, PartitionSpec("stage", *between, *spec))
+  return partitioning.constrain(x, "stages", *between, "batch", "stream_length", "act_embed")
 
 
 def _all_layers(reported: jax.Array, M: int, R: int) -> jax.Array:

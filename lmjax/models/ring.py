@@ -22,9 +22,8 @@ import jax.numpy as jnp
 from lmjax import partitioning
 from lmjax.models import blockwise
 from lmjax.models.masks import AttentionSpec, alibi_slopes
-from lmjax.partitioning import gathered, moved, scatter_sum, ways
+from lmjax.partitioning import moved, ways
 
-_UNSEEN = -1e30
 _QUERIES, _KEYS = ("batch", "length", "act_heads", None), ("batch", "length", "act_kv_heads", None)
 _SUMS, _IDS, _SLOPES = ("batch", "act_heads", "length"), ("batch", "length"), ("act_heads",)
 
@@ -95,16 +94,16 @@ def _forward(spec, gather, q, k, v, sides):
   """Returns y [B, T, N, H] and the logarithms [B, N, T] of the softmax sums, of a device's part."""
   queries, keys = _dealt(spec, q, k, v, sides)
 
-  def take(total, part, keys):
+  def take(total, travels, part, keys):
     for i, j in _pairs(spec):
       found = _by_place(functools.partial(blockwise.forward, spec), spec, part, queries, keys, i, j)
       joined = _joined(*(x[i] for x in total), *found)
       total = tuple(x.at[i].set(one) for x, one in zip(total, joined))
-    return total
+    return total, travels
 
-  q_halves = queries["q"]
-  start = jnp.zeros(q_halves.shape, jnp.float32), jnp.full(q_halves.shape[:-1], _UNSEEN, jnp.float32)
-  y, log_sums = _gather_over(take, start, keys) if gather else _ring_over(take, start, keys)
+  halves = queries["q"]
+  start = jnp.zeros(halves.shape, jnp.float32), jnp.full(halves.shape[:-1], blockwise.UNSEEN, jnp.float32)
+  (y, log_sums), _ = (_all_at_hand if gather else _round)(take, start, (), keys)
   return _returned(spec, y).astype(q.dtype).swapaxes(1, 2), _returned(spec, log_sums[..., None])[..., 0]
 
 
@@ -115,45 +114,42 @@ def _backward(spec, gather, q, k, v, y, log_sums, dy, sides):
   log_sums = _deal(spec, log_sums[..., None])[..., 0]
   zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
 
-  def take(total, part, keys):
-    dq, *of_keys = total
+  def take(dq, of_keys, part, keys):
     for i, j in _pairs(spec):
       found = _by_place(functools.partial(blockwise.backward, spec), spec, part, queries, keys, i, j,
                         y[i], log_sums[i], dy[i])
       dq = dq.at[i].add(found[0])
-      of_keys = [x.at[j].add(_sum_of_groups(one, x.shape[2])) for x, one in zip(of_keys, found[1:])]
-    return dq, *of_keys
+      of_keys = tuple(x.at[j].add(_sum_of_groups(one, x.shape[2])) for x, one in zip(of_keys, found[1:]))
+    return dq, of_keys
 
   of_keys = zeros(keys["k"]), zeros(keys["v"])
-  found = (_gather_over_back if gather else _ring_over_back)(take, zeros(queries["q"]), of_keys, keys)
-  return tuple(_returned(spec, x).swapaxes(1, 2).astype(like.dtype) for x, like in zip(found, (q, k, v)))
+  dq, (dk, dv) = (_all_at_hand if gather else _round)(take, zeros(queries["q"]), of_keys, keys)
+  return tuple(_returned(spec, x).swapaxes(1, 2).astype(like.dtype) for x, like in zip((dq, dk, dv), (q, k, v)))
 
 
-def _ring_over(take: Callable, total: Any, keys: dict) -> Any:
-  """Returns take(...take(total, part, keys of that part)) over all parts, this device's own first."""
+def _round(take: Callable, stays: Any, travels: Any, keys: dict) -> tuple[Any, Any]:
+  """Passes keys round the ring, this device's own first, and with them what is added up for them.
+
+  Args:
+    take: (stays, travels, part, keys of that part) -> (stays, travels).
+    stays: added up for the queries.
+    travels: added up for the keys; () where nothing is.
+    keys: of this device.
+
+  Returns:
+    `stays`, and what has been added up of this device's keys.
+  """
   count, here = ways("length"), partitioning.device_index("length")
 
   def step(carry, number):
-    total, keys = carry
+    stays, travels, keys = carry
     sent = _next(keys)  # On its way while these are worked on.
-    return (take(total, (here - number) % count, keys), sent), None
+    stays, travels = take(stays, travels, (here - number) % count, keys)
+    return (stays, _next(travels), sent), None
 
-  (total, keys), _ = jax.lax.scan(step, (total, keys), jnp.arange(count - 1))
-  return take(total, (here + 1) % count, keys)
-
-
-def _ring_over_back(take: Callable, dq: Any, of_keys: tuple, keys: dict) -> tuple:
-  count, here = ways("length"), partitioning.device_index("length")
-
-  def step(carry, number):
-    total, keys = carry
-    sent = _next(keys)
-    dq, *of_keys = take(total, (here - number) % count, keys)
-    return ((dq, *_next(tuple(of_keys))), sent), None
-
-  (total, keys), _ = jax.lax.scan(step, ((dq, *of_keys), keys), jnp.arange(count - 1))
-  dq, *of_keys = take(total, (here + 1) % count, keys)
-  return dq, *_next(tuple(of_keys))  # The last step of the round brings them home.
+  (stays, travels, keys), _ = jax.lax.scan(step, (stays, travels, keys), jnp.arange(count - 1))
+  stays, travels = take(stays, travels, (here + 1) % count, keys)
+  return stays, _next(travels)  # The last step of the round brings them home.
 
 
 def _next(tree: Any) -> Any:
@@ -161,18 +157,12 @@ def _next(tree: Any) -> Any:
   return moved(tree, "length", [(device, (device + 1) % count) for device in range(count)])
 
 
-def _gather_over(take: Callable, total: Any, keys: dict) -> Any:
-  parts = jnp.arange(ways("length")), gathered(keys, "length")
-  return jax.lax.scan(lambda total, part: (take(total, *part), None), total, parts)[0]
-
-
-def _gather_over_back(take: Callable, dq: Any, of_keys: tuple, keys: dict) -> tuple:
-  def step(dq, part):
-    dq, *of_part = take((dq, *of_keys), *part)
-    return dq, tuple(of_part)
-
-  dq, of_all = jax.lax.scan(step, dq, (jnp.arange(ways("length")), gathered(keys, "length")))
-  return dq, *(scatter_sum(x, "length") for x in of_all)
+def _all_at_hand(take: Callable, stays: Any, travels: Any, keys: dict) -> tuple[Any, Any]:
+  """Does what `_round` does by gathering the keys of all devices."""
+  whole = lambda x: partitioning.gather_rows(x[None], "length")
+  parts = jnp.arange(ways("length")), jax.tree.map(whole, keys)
+  stays, of_parts = jax.lax.scan(lambda stays, part: take(stays, travels, *part), stays, parts)
+  return stays, jax.tree.map(lambda x: partitioning.scatter_sum_rows(x, "length")[0], of_parts)
 
 
 def _by_place(function: Callable, spec: AttentionSpec, part: jax.Array, queries: dict, keys: dict, i: int, j: int,
@@ -188,7 +178,7 @@ def _by_place(function: Callable, spec: AttentionSpec, part: jax.Array, queries:
   nothing = jax.eval_shape(lambda: function(q, k, v, rows, *more))
 
   def skip():
-    fills = (0, _UNSEEN) if len(nothing) == 2 else (0, 0, 0)
+    fills = (0, blockwise.UNSEEN) if len(nothing) == 2 else (0, 0, 0)
     return tuple(jnp.full(x.shape, fill, x.dtype) for x, fill in zip(nothing, fills))
 
   seen = jnp.bool_(True)

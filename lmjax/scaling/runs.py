@@ -9,7 +9,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from lmjax.config_checks import UserError, nearest
+from lmjax.config_checks import UserError, by_full_name, nearest
 from lmjax.scaling.counts import ATTENTION_COLUMNS, FlopCount, attention_flops
 from lmjax.scaling.laws import Points
 
@@ -193,7 +193,7 @@ def _read_sweep(folder: pathlib.Path) -> Table:
   for run in folders:
     result = _json(run / "result.json") if (run / "result.json").exists() else {}
     if result.get("status") == _FINISHED:
-      records.append({**_flat(_json(run / "config.json")), **result})
+      records.append({**by_full_name(_json(run / "config.json")), **result})
       kept.append(run)
     else:
       left_out.append(str(run.relative_to(folder)))
@@ -226,10 +226,3 @@ def _json(path: pathlib.Path) -> Mapping[str, Any]:
   if not isinstance(record, dict):
     raise UserError(f"{path} is not a JSON object as a run writes it; mend it or take that run out of the sweep.")
   return record
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-  return flat

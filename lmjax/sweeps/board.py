@@ -27,7 +27,7 @@ import optuna
 from optuna.storages import journal
 from optuna.trial import FrozenTrial, TrialState
 
-from lmjax.config_checks import Refused, UserError
+from lmjax.config_checks import Refused, UserError, by_full_name
 from lmjax.sweeps.choices import Asking, Noting, by_field
 from lmjax.sweeps.space import Cube, Settings, draw
 from lmjax.sweeps.sweep import PLANNED, Sweep, cubes, definition, planned
@@ -218,7 +218,7 @@ class Board:
     if was != kind:
       raise UserError(f"The sweep in {self.workdir} keeps its trials in {was}, but --storage "
                       f"{'names a database' if storage else 'is not given'}; give what it was begun with.")
-    old, new = _flat(before), _flat(about)
+    old, new = by_full_name(before), by_full_name(about)
     # What only one of them has is a setting that another version of lmjax has, or has not.
     changed = next((field for field in old if field in new and old[field] != new[field]), None)
     if changed is not None:
@@ -429,10 +429,3 @@ def _settings(kept: Any) -> Any:
   if isinstance(kept, Mapping):
     return {name: _settings(value) for name, value in kept.items()}
   return tuple(map(_settings, kept)) if isinstance(kept, (list, tuple)) else kept
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-  return flat
