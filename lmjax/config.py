@@ -482,6 +482,11 @@ def from_json(text: str) -> Config:
   return from_config_dict(json.loads(text))
 
 
+def is_on(value: Any) -> bool:
+  """Returns whether a number is another than 0; one that is only known when the program runs (see stack.py) is."""
+  return not (isinstance(value, (int, float)) and value == 0)
+
+
 def settings_help() -> typing.Iterator[tuple[str, Any, str]]:
   """Yields (dotted name, default, sentence) for every setting, in order."""
   for name, kind in _fields(Config):

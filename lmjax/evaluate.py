@@ -1,5 +1,6 @@
 """Evaluation on named sets, in the training loop and afterwards."""
 
+import copy
 import dataclasses
 import math
 from typing import Any, Iterator
@@ -27,6 +28,12 @@ class Evaluator:
     self._sums = jax.jit(lambda params, batch: objective.loss(model, params, batch, config.objective)[1],
                          out_shardings=one)
     self._predict = jax.jit(self._predictions, static_argnums=2, out_shardings=one)
+
+  def of(self, config: Config) -> "Evaluator":
+    """Returns the same for a run that differs in numbers only, with what is compiled."""
+    other = copy.copy(self)
+    other._config = config
+    return other
 
   def __call__(self, params: Any, num_batches: int | None) -> Iterator[tuple[str, float]]:
     """Evaluates every set.

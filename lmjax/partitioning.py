@@ -63,6 +63,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 HOST_MEMORY = "pinned_host"
 
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+# Mesh axes over which the members of a stack of runs are split (see stack.py).
+MEMBERS = ("replica", "data")
+
+_in_member: contextvars.ContextVar[bool] = contextvars.ContextVar("in_member", default=False)
 _in_stage: contextvars.ContextVar[bool] = contextvars.ContextVar("in_stage", default=False)
 
 # Seconds after which a process that says nothing counts as lost, and the others end too, rather than wait for it.
@@ -187,11 +191,27 @@ def each_stage(inside: bool = True) -> Iterator[None]:
     _in_stage.reset(token)
 
 
+@contextlib.contextmanager
+def each_member() -> Iterator[None]:
+  """Makes logical axes leave out the mesh axes of `MEMBERS`, for what is traced inside: one member of a stack."""
+  token = _in_member.set(True)
+  try:
+    yield
+  finally:
+    _in_member.reset(token)
+
+
+def members_sharding(of_one: NamedSharding) -> NamedSharding:
+  """Returns the sharding of a stack of arrays that each have the given one: its members are split over `MEMBERS`."""
+  return NamedSharding(of_one.mesh, PartitionSpec(MEMBERS, *of_one.spec))
+
+
 def _axes(name: str | None) -> tuple[str, ...]:
   """Returns the mesh axes that split a logical axis."""
   axes = None if name is None else RULES[name]
   axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
-  return tuple(axis for axis in axes if axis != "stage") if _in_stage.get() and name != "stages" else axes
+  left_out = (("stage",) if _in_stage.get() and name != "stages" else ()) + (MEMBERS if _in_member.get() else ())
+  return tuple(axis for axis in axes if axis not in left_out)
 
 
 def spec(*names: str | None) -> PartitionSpec:

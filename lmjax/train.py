@@ -1,4 +1,4 @@
-"""Training: the state, the compiled step, and the loop around it.
+"""Training: the state, the compiled step, and how a run begins; loop.py has the loop over steps.
 
 The path from a config to a gradient: `train_and_evaluate` opens the data and the mesh, `build` makes the model and the
 optimizer, `init_state` makes sharded parameters, and `make_train_step` compiles one update.
@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import time
-from typing import Any, Callable, Iterator, NamedTuple
+from types import MappingProxyType
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from absl import logging
 from etils import epath
@@ -18,19 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax import checkpoint, convert, evaluate, finetune, memory, metrics, objectives, partitioning, resume, watch
+from lmjax import checkpoint, convert, evaluate, finetune, memory, metrics, objectives, partitioning, resume
 from lmjax import config as config_lib
 from lmjax import workdir as workdir_lib
 from lmjax.checkpoint import best as best_lib
 from lmjax.config import Config, UserError
-from lmjax.config_checks import Refused, check_objective
+from lmjax.config_checks import check_objective
 from lmjax.data import chat
-from lmjax.interrupt import Interrupt
+from lmjax.loop import Loop, Past, Report, Run
 from lmjax.models.transformer import init_params, make_model
 from lmjax.optim import lora, offload
 from lmjax.optim.gates import Gates, join, make_gates, split
 from lmjax.optim.optimizer import Optimizer, make_optimizer, mean_and_clip
-from lmjax.optim.schedules import make_schedule
 from lmjax.peers import Peers, only_run
 from lmjax.tracking import Tracker
 
@@ -117,7 +117,7 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
         ema=jax.tree.map(lambda p: p.astype(jnp.float32), split(params, frozen)[0])
-        if config.train.ema_decay or averages else None,
+        if config_lib.is_on(config.train.ema_decay) or averages else None,
         spike=jnp.zeros(3, jnp.float32) if config.train.on_spike != "ignore" else None)
 
   shapes = jax.eval_shape(start, nn.unbox(of_model), jax.random.key(0))
@@ -130,26 +130,47 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
                shapes)
 
 
+def with_numbers(setup: Setup, numbers: Mapping[str, Any]) -> Setup:
+  """Returns the setup of a run some of whose settings are another number, which may be one of the running program.
+
+  Args:
+    setup: of a run.
+    numbers: by names such as "optim.beta1"; they change no shape, and none of them is off in one run and on in another.
+  """
+  if not numbers:
+    return setup
+  config = setup.config
+  for name, value in numbers.items():
+    group, _, field = name.partition(".")
+    config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})
+  return build(config, setup.mesh)
+
+
 def init_state(setup: Setup) -> TrainState:
   """Makes the initial state on its devices; the values do not depend on the mesh."""
-  return _initial(setup, lambda key: setup.start(nn.unbox(init_params(setup.model, key)), key), setup.state_shardings)
-
-
-def _initial(setup: Setup, init: Callable[[jax.Array], Any], shardings: Any) -> Any:
   with partitioning.use_mesh(setup.mesh):
-    # Optimised for a CPU, the inverse error function behind normal numbers rounds by the shape of a device's part.
-    options = {"xla_backend_optimization_level": 0} if partitioning.platform() == "cpu" else None
-    init = jax.jit(init, out_shardings=shardings, compiler_options=options)
+    init = _compiled_init(setup, lambda key: _fresh(setup, key), setup.state_shardings)
     return init(jax.random.key(setup.config.seed))
+
+
+def _fresh(setup: Setup, key: jax.Array) -> TrainState:
+  return setup.start(nn.unbox(init_params(setup.model, key)), key)
+
+
+def _compiled_init(setup: Setup, init: Callable[..., Any], shardings: Any) -> Callable[..., Any]:
+  # Optimised for a CPU, the inverse error function behind normal numbers rounds by the shape of a device's part.
+  on_cpu = setup.mesh.devices.flat[0].platform == "cpu"
+  return jax.jit(init, out_shardings=shardings,
+                 compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None)
 
 
 def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Returns the compiled update: (state, batch, hparams) -> (state, metrics).
 
-  `batch` holds arrays [B, T]. `hparams` holds scalars: `learning_rate`, `weight_decay` and `seed`, inputs of the
-  compiled program. `metrics` holds scalars: the means `loss`, `accuracy`, `z_loss` over the batch's weights,
-  `grad_norm` before clipping, and `applied`, 0 where the update was dropped because the loss or the gradient was not
-  finite (`nonfinite` is 1) or the loss a spike (`spike` is 1).
+  `batch` holds arrays [B, T]. `hparams` holds scalars, inputs of the compiled program: `learning_rate`,
+  `weight_decay` and `seed`, and those of `with_numbers`. `metrics` holds scalars: the means `loss`, `accuracy`,
+  `z_loss` over the batch's weights, `grad_norm` before clipping, and `applied`, 0 where the update was dropped because
+  the loss or the gradient was not finite (`nonfinite` is 1) or the loss a spike (`spike` is 1).
   """
   batch = partitioning.batch_sharding(setup.mesh)
   one = partitioning.replicated(setup.mesh)
@@ -158,6 +179,7 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, dict[str, j
 
 
 def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hparams: dict[str, jax.Array]):
+  setup = with_numbers(setup, {name: value for name, value in hparams.items() if "." in name})
   cfg = setup.config
   batch = objectives.balance(setup.objective, batch, cfg.objective)
   key = jax.random.fold_in(jax.random.key(hparams["seed"]), state.step)
@@ -166,7 +188,7 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
 
   def loss_fn(learned, microbatch, index):
     params = lora.merge(join(learned, rest), cfg.optim)
-    rngs = {"dropout": jax.random.fold_in(key, index)} if cfg.model.dropout else None
+    rngs = {"dropout": jax.random.fold_in(key, index)} if config_lib.is_on(cfg.model.dropout) else None
     return setup.objective.loss(setup.model, params, microbatch, cfg.objective, rngs)
 
   shardings, _ = split(setup.state_shardings.params, setup.frozen)
@@ -234,8 +256,71 @@ def _accept(cfg: Config, spike: jax.Array | None, loss: jax.Array, grad_norm: ja
   return ~nonfinite & ~is_spike, jnp.stack([mean + rate * (value - mean), variance, seen + 1.0]), flags
 
 
+class Program:
+  """What is compiled for a run, and for those that train one after another and differ in numbers only.
+
+  `step`, `place`, `read` and `part` are about a list of runs, here of one; `stack.Stack` has several.
+
+  Attributes:
+    setup: of the first run; the others have another config in it, but no other shapes.
+    data: that all read.
+  """
+  size = 1
+
+  def __init__(self, config: Config, data: Any):
+    """Args: `config`: with sizes and durations resolved; `data`: that it describes."""
+    self.setup, self.data = build(config, partitioning.make_mesh(config.mesh)), data
+    setup, shardings = self.setup, self.setup.state_shardings
+    self.fresh = _compiled_init(setup, lambda key, numbers: _fresh(with_numbers(setup, numbers), key), shardings)
+    self.start = jax.jit(setup.start, out_shardings=shardings, donate_argnums=0)
+    self._evaluator = evaluate.Evaluator(setup.model, setup.objective, config, setup.mesh, data)
+
+  def evaluator(self, config: Config) -> evaluate.Evaluator:
+    """Returns what evaluates a run."""
+    return self._evaluator.of(config)
+
+  @functools.cached_property
+  def _step(self) -> Callable[..., Any]:
+    return make_train_step(self.setup)
+
+  def step(self, state: TrainState, batch: Any, hparams: list[dict]) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the state after an update, and its metrics on the device."""
+    return self._step(state, batch, hparams[0])
+
+  def place(self, batches: list[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+    """Puts a batch on the devices."""
+    return partitioning.global_batch(self.setup.mesh, batches[0], self.setup.config.train.batch_size)
+
+  def read(self, out: dict[str, jax.Array]) -> list[dict[str, float]]:
+    """Waits for the metrics of a step."""
+    return [{name: float(value) for name, value in jax.device_get(out).items()}]
+
+  def join(self, states: Iterator[TrainState]) -> TrainState:
+    """Returns the state to train, of those of the runs."""
+    return next(states)
+
+  def part(self, state: TrainState, number: int) -> TrainState:
+    """Returns the state of a run."""
+    return state
+
+
+class Member(NamedTuple):
+  """A run that is to be trained by a program.
+
+  Attributes:
+    config: with sizes and durations resolved.
+    workdir: of the run.
+    report: as `train_and_evaluate` takes it.
+    numbers: settings that the compiled step is given, by name.
+  """
+  config: Config
+  workdir: epath.Path
+  report: Report | None = None
+  numbers: Mapping[str, float] = MappingProxyType({})
+
+
 def train_and_evaluate(config: Config, workdir: str, profile: tuple[int, int] | None = None,
-                       report: Callable[[int, dict[str, float]], bool] | None = None) -> dict[str, Any]:
+                       report: Report | None = None) -> dict[str, Any]:
   """Runs an experiment from start, or from where its workdir stands, to its end.
 
   Args:
@@ -253,248 +338,151 @@ def train_and_evaluate(config: Config, workdir: str, profile: tuple[int, int] | 
     Refused: where another run has the workdir, where it cannot be written, and where a policy of `train.on_nonfinite`
       or `train.on_spike` stops the run.
   """
+  config, began = prepare(config), time.time()
+  with Peers() as others, only_run(workdir), workdir_lib.write_errors(workdir):
+    folder = epath.Path(workdir)
+    check_before_data(folder, config)
+    data = open_data(config)
+    program = Program(resolved(config, data), data)
+    outcome, = run_together(program, [Member(program.setup.config, folder, report)], others, began, profile)
+  if isinstance(outcome, Exception):
+    raise outcome
+  return outcome
+
+
+def prepare(config: Config) -> Config:
+  """Checks what the data need not be open for, joins the processes of a run, and returns the config to train."""
   config = finetune.take_model(config)
   check_objective(config)
   if config.train.compilation_cache:
     enable_compilation_cache()
   partitioning.join_processes()
-  with Peers() as others, only_run(workdir), workdir_lib.write_errors(workdir):
-    return _run(config, epath.Path(workdir), profile, others, report)
+  return config
 
 
-def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None, others: Peers,
-         report: Callable[[int, dict[str, float]], bool] | None) -> dict[str, Any]:
-  from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
-  began = time.time()
-  mesh = partitioning.make_mesh(config.mesh)
-  goes_on = checkpoint.latest_step(workdir) is not None
-  if goes_on:
+def check_before_data(workdir: epath.Path, config: Config) -> None:
+  """Raises a UserError where a run cannot go on from what its workdir holds, as far as that can be told."""
+  partitioning.make_mesh(config.mesh)
+  if checkpoint.latest_step(workdir) is not None:
     resume.check_before_data(workdir, config)
-  data = pipeline.open_data(config, *objectives.text_needs(config))
+
+
+def open_data(config: Config) -> Any:
+  """Returns the data of a config."""
+  from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
+  return pipeline.open_data(config, *objectives.text_needs(config))
+
+
+def resolved(config: Config, data: Any) -> Config:
+  """Returns a config with all sizes and durations that follow from its data."""
   config = finetune.grow_vocabulary(objectives.with_heads(config, data.tasks), data.tokenizer.size)
-  config = config_lib.resolve_durations(
+  return config_lib.resolve_durations(
       config_lib.resolve_model(config, data.tokenizer.size), data.train.num_examples * config.data.seq_len)
-  if goes_on:
-    resume.check_workdir(workdir, config, data.tokenizer)
-  setup = build(config, mesh)
+
+
+def run_together(program: Program, members: Sequence[Member], others: Peers, began: float,
+                 profile: tuple[int, int] | None = None) -> list[dict[str, Any] | Exception]:
+  """Trains runs, each from where its workdir stands, which must be the same step.
+
+  Args:
+    program: with room for them.
+    members: the runs.
+    others: the processes of the run.
+    began: seconds since the epoch.
+    profile: as `train_and_evaluate` takes it.
+
+  Returns:
+    For each what result.json holds, or the error that has ended it alone.
+  """
+  setup, data = program.setup, program.data
+  for member in members:
+    if checkpoint.latest_step(member.workdir) is not None:
+      resume.check_workdir(member.workdir, member.config, data.tokenizer)
   memory.check_fits(setup.state_shapes)
-  with partitioning.use_mesh(mesh), contextlib.closing(
-      checkpoint.Checkpointer(workdir, config.checkpoint)) as checkpointer:
-    state, past = _first_state(setup, checkpointer, began)
-    best = past.best
-    first_step = int(state.step)
-    if first_step > config.train.num_steps:
-      raise UserError(f"{workdir} is already at step {first_step}, beyond the {config.train.num_steps} of this run; "
-                      "give it another --workdir, or a config.train.num_steps of at least that.")
-    over = first_step == config.train.num_steps or best.is_over(config.eval)
-    if over and (finished := resume.finished_result(workdir)):
-      logging.info("%s is already finished.", workdir)
-      return finished
-    _announce(setup, data, workdir)
-    if jax.process_index() == 0:
-      (workdir / "result.json").unlink(missing_ok=True)  # Of a part of the run that ended before.
-      workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
-      data.tokenizer.save(workdir / "tokenizer.json")
-      _write_names(workdir, config, data.tasks)
-    with Tracker(workdir, config, start_step=first_step, num_steps=config.train.num_steps,
-                 active=jax.process_index() == 0) as tracker:
-      return _Loop(setup, data, tracker, checkpointer, past, profile, others, report).run(state)
+  with partitioning.use_mesh(setup.mesh), contextlib.ExitStack() as stack:
+    runs, first, clock = [], 0, None
+
+    def states() -> Iterator[TrainState]:
+      nonlocal first, clock
+      for member in members:
+        checkpointer = stack.enter_context(contextlib.closing(
+            checkpoint.Checkpointer(member.workdir, member.config.checkpoint)))
+        state, past = _first_state(program, member, checkpointer, began)
+        first, clock = int(state.step), clock or _clock(member.config, past)
+        _check_step(member, first)
+        run_of = functools.partial(Run, setup._replace(config=member.config), data, program.evaluator(member.config))
+        if finished := _finished(member, first, past):
+          run = run_of(None, checkpointer, past, clock, others)
+          run.outcome = finished
+        else:
+          tracker = stack.enter_context(_begin(setup._replace(config=member.config), data, member.workdir, first))
+          run = run_of(tracker, checkpointer, past, clock, others, member.report, member.numbers)
+        runs.append(run)
+        yield state
+
+    state = program.join(states())
+    Loop(program, runs, others, profile).run(state, first)
+    return [run.outcome for run in runs]
 
 
-class _Loop:
-  """The loop over steps. The host reads a step's metrics only after it has dispatched the next one."""
-
-  def __init__(self, setup: Setup, data: Any, tracker: Tracker, checkpointer: checkpoint.Checkpointer, past: "_Past",
-               profile: tuple[int, int] | None, others: Peers, report: Callable[..., bool] | None):
-    self.report, self.pruned = report, False
-    self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
-    self.past, self.others, self.trace = past, others, watch.Trace(checkpointer.workdir, profile)
-    self.config = setup.config
-    self.evaluator = evaluate.Evaluator(setup.model, setup.objective, setup.config, setup.mesh, data)
-    self.flops_per_token = metrics.flops_per_token(self.config.model, self.config.data.seq_len)
-    self.tokens_per_step = self.config.train.batch_size * self.config.data.seq_len
-    self.clock = metrics.Clock(self.tokens_per_step, self.flops_per_token, metrics.peak_flops(jax.devices()),
-                               time.time() - past.began, past.seconds)
-    self.schedule = make_schedule(self.config.optim, self.config.train.num_steps)
-    self.loss, self.best = past.loss, past.best
-    checkpointer.keep(past.best.step)
-
-  def run(self, state: TrainState) -> dict[str, Any]:
-    step = first = int(state.step)
-    last = self.config.train.num_steps
-    batches = self._batches(first)
-    train_step, pending = make_train_step(self.setup), None
-    interrupted = False
-    watchdog = watch.Watchdog(self.clock, self.config.train.watchdog_seconds, self.others)
-    with Interrupt() as interrupt, self.trace, watch.Recompilations() as recompilations, watchdog:
-      for step in range(first + 1, first + 1 if self.best.is_over(self.config.eval) else last + 1):
-        self.trace.before(step)
-        with self.clock.waiting_for_data():
-          batch = next(batches)
-        self.others.say(step=step)
-        with recompilations.expected(step == first + 1, step):
-          state, out = train_step(state, batch, self._hparams(step - 1))
-        if pending:
-          self._read(*pending)
-        pending = (step, out)
-        if self._due(step):
-          self._read(*pending)
-          pending = None
-          self._evaluate_and_save(step, state)
-        if (interrupted := interrupt.stops_after(step)) or self.best.is_over(self.config.eval) or self.pruned:
-          break
-      if pending:
-        self._read(*pending)
-      if self.pruned:
-        return self._result("pruned", step)
-      if interrupted and step < last:
-        return self._interrupted(step, state)
-    return self._finish(step, state)
-
-  def _batches(self, first: int) -> Iterator[dict[str, jax.Array]]:
-    from lmjax.data import pipeline
-    mesh, size = self.setup.mesh, self.config.train.batch_size
-    make_example = objectives.host_function(objectives.recipe_of(self.config, self.data, self.data.train, True))
-    batches = pipeline.train_batches(self.data, self.config, start_step=first, make_example=make_example,
-                                     rows=partitioning.process_rows(mesh, size))
-    return (partitioning.global_batch(mesh, batch, size) for batch in batches)
-
-  def _hparams(self, step: int) -> dict[str, np.ndarray]:
-    optim = self.config.optim
-    return {"learning_rate": np.float32(self.schedule(step)), "weight_decay": np.float32(optim.weight_decay),
-            "seed": np.uint32(self.config.seed)}
-
-  def _read(self, step: int, out: dict[str, jax.Array]) -> None:
-    """Waits for a step, applies the policies to what it saw, and logs it when it is due."""
-    with self.clock.waiting_for_devices():
-      values = {name: float(value) for name, value in jax.device_get(out).items()}
-    self.clock.tick()
-    self.loss = values["loss"]
-    self._apply_policies(step, values)
-    rate = self.clock.rates()
-    if step % self.config.train.log_every_steps == 0 or step == self.config.train.num_steps:
-      self.others.say(**self.clock.of_step())
-      self.tracker.write(step, {
-          **values, "learning_rate": self.schedule(step - 1), "num_tokens": step * self.tokens_per_step,
-          "train_flops": step * self.tokens_per_step * self.flops_per_token, **rate, **self.others.slowest(step),
-          **self.clock.shares(self.past.started)[0]})
-      self.clock.restart()
-    self.tracker.progress(step, {"loss": self.loss, **rate})
-
-  def _apply_policies(self, step: int, values: dict[str, float]) -> None:
-    train = self.config.train
-    seen = {"nonfinite": ("is not finite", "on_nonfinite", train.on_nonfinite),
-            "spike": ("is a spike", "on_spike", train.on_spike)}
-    for flag, (what, setting, policy) in seen.items():
-      if flag not in values or not values[flag]:
-        continue
-      logging.warning("The loss at step %d, %s, %s; its update was dropped.", step, values["loss"], what)
-      if policy == "stop":
-        self._result("stopped", step)
-        raise Refused(f"The loss or gradient at step {step} {what} (loss {values['loss']}, gradient norm "
-                      f"{values['grad_norm']}); lower config.optim.learning_rate or set config.train.{setting}=skip. "
-                      "Checkpoints up to then are kept.")
-
-  def _due(self, step: int) -> bool:
-    every = self.config.eval.every_steps
-    return bool(every and step % every == 0) or self.checkpointer.should_save(step)
-
-  def _evaluate_and_save(self, step: int, state: TrainState) -> None:
-    every = self.config.eval.every_steps
-    # Metrics come first: a run that goes on from this checkpoint keeps what was written up to it.
-    with self.clock.paused("evaluation"):
-      # The last step's evaluation is the final one, over as much as eval.final_num_batches says.
-      due, cfg = every and step % every == 0, self.config.eval
-      # Whether it is the best must not depend on how long the run is.
-      if due and (step < self.config.train.num_steps or cfg.best_metric):
-        values = dict(self.evaluator(eval_params(self.setup, state), cfg.num_batches))
-        self.tracker.write(step, values)
-        if cfg.best_metric:
-          self.best = self.best.after(step, values, cfg)
-        self.pruned = bool(self.report and self.report(step, values))
-    if self.checkpointer.should_save(step) or self.best.step == step:
-      with self.clock.paused("saving"):
-        self._save(step, state)
-
-  def _save(self, step: int, state: TrainState) -> None:
-    meta = {"config": dataclasses.asdict(self.config), "train_loss": self.loss, "versions": metrics.versions(),
-            "best": dataclasses.asdict(self.best), "started": self.past.started, "seconds": dict(self.clock.seconds)}
-    self.checkpointer.keep(self.best.step)
-    self.checkpointer.save(step, state, meta)
-    if self.best.step == step:
-      self.checkpointer.wait()
-      if jax.process_index() == 0:
-        best_lib.write(self.checkpointer.workdir, self.best)
-
-  def _interrupted(self, step: int, state: TrainState) -> dict[str, Any]:
-    with self.clock.paused("saving"):
-      self._save(step, state)
-      self.checkpointer.wait()
-    logging.warning("Interrupted after step %d, which is saved; the same command goes on from there.", step)
-    return self._result("interrupted", step)
-
-  def _finish(self, step: int, state: TrainState) -> dict[str, Any]:
-    with self.clock.paused("saving"):
-      self._save(step, state)
-      self.checkpointer.wait()  # The evaluation may be long; a restart from here does only that again.
-    if self.best.is_over(self.config.eval):
-      logging.info("Stopped after step %d: %s has not been better than at step %d for %d evaluations.", step,
-                   self.config.eval.best_metric, self.best.step, self.best.waited)
-    params = eval_params(self.setup, state)
-    if self.best.step not in (None, step):
-      of_model = lora.without(self.setup.state_shapes.params)
-      params = checkpoint.restore_params(self.checkpointer.workdir, of_model, self.best.step,
-                                         prefer_ema=self.config.eval.use_ema)
-    with self.clock.paused("evaluation"):
-      values = dict(self.evaluator(params, self.config.eval.final_num_batches))
-    if values:
-      self.tracker.write(step, values)
-    self._sample(step, params)
-    first = next(iter(self.data.eval_sets), None)
-    return self._result("finished", step, eval_loss=values.get(f"{first}/loss"),
-                        bits_per_byte=values.get(f"{first}/bits_per_byte"),
-                        params_sha256=metrics.digest(state.params))
-
-  def _sample(self, step: int, params: Any) -> None:
-    train, tokenizer = self.config.train, self.data.tokenizer
-    prompt = tokenizer.encode(train.sample_prompt) or [tokenizer.eos_id]
-    model = self.setup.config.model
-    room = model.max_positions - len(prompt) if model.position == "learned" else train.sample_length
-    length = min(train.sample_length, room)
-    if length < 1 or jax.process_count() > 1 or (model.architecture, model.head) != ("decoder", "lm"):
-      return
-    from lmjax.generation import generate
-    tokens = generate(self.setup.model, params, [prompt], max_new_tokens=length,
-                      temperature=0.8, top_p=0.95, seed=self.config.seed, eos_id=tokenizer.eos_id,
-                      vocab_size=tokenizer.size)
-    self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
-
-  def _result(self, status: str, step: int, eval_loss: float | None = None, bits_per_byte: float | None = None,
-              params_sha256: str | None = None) -> dict[str, Any]:
-    """Writes result.json.
-
-    What was not measured is null. `tokens_per_second` and `mfu` are of the steps since the run was last started, for
-    an earlier part of it may have had other hardware.
-    """
-    shapes, tokens = lora.without(self.setup.state_shapes.params), step * self.tokens_per_step
-    rate, (spent, goodput) = self.clock.overall(), self.clock.shares(self.past.started)
-    result = {
-        "status": status, "step": step, "num_params": metrics.count_params(shapes),
-        "num_params_non_embedding": metrics.count_non_embedding(shapes),
-        "num_params_active": metrics.count_active(shapes, self.setup.config.model), "num_tokens": tokens,
-        "train_flops": tokens * self.flops_per_token, "train_loss": self.loss, "eval_loss": eval_loss,
-        "bits_per_byte": bits_per_byte, "tokens_per_second": rate.get("tokens_per_second"), "mfu": rate.get("mfu"),
-        "goodput": goodput, **spent,
-        "params_sha256": params_sha256, "best_step": self.best.step, "device_kind": jax.devices()[0].device_kind,
-        "num_devices": jax.device_count(), "versions": metrics.versions()}
-    self.tracker.write_result(result)
-    return result
+def _clock(config: Config, past: Past) -> metrics.Clock:
+  return metrics.Clock(config.train.batch_size * config.data.seq_len,
+                       metrics.flops_per_token(config.model, config.data.seq_len), metrics.peak_flops(jax.devices()),
+                       time.time() - past.began, past.seconds)
 
 
-def eval_params(setup: Setup, state: TrainState) -> Any:
-  """Returns the model's parameters to evaluate: averages where there are some and they are wanted, adapters merged."""
-  averaged = state.ema is not None and setup.config.eval.use_ema
-  return lora.merge(join(state.ema, state.params) if averaged else state.params, setup.config.optim)
+def _check_step(member: Member, step: int) -> None:
+  if step > (last := member.config.train.num_steps):
+    raise UserError(f"{member.workdir} is already at step {step}, beyond the {last} of this run; give it another "
+                    "--workdir, or a config.train.num_steps of at least that.")
+
+
+def _finished(member: Member, step: int, past: Past) -> dict[str, Any] | None:
+  """Returns the result of a run that has nothing left to do."""
+  over = step == member.config.train.num_steps or past.best.is_over(member.config.eval)
+  if over and (finished := resume.finished_result(member.workdir)):
+    logging.info("%s is already finished.", member.workdir)
+    return finished
+  return None
+
+
+def _begin(setup: Setup, data: Any, workdir: epath.Path, step: int) -> Tracker:
+  """Writes down what a run is, and returns what records it."""
+  config = setup.config
+  _announce(setup, data, workdir)
+  if jax.process_index() == 0:
+    (workdir / "result.json").unlink(missing_ok=True)  # Of a part of the run that ended before.
+    workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
+    data.tokenizer.save(workdir / "tokenizer.json")
+    _write_names(workdir, config, data.tasks)
+  return Tracker(workdir, config, start_step=step, num_steps=config.train.num_steps, active=jax.process_index() == 0)
+
+
+def _first_state(program: Program, member: Member, checkpointer: checkpoint.Checkpointer,
+                 began: float) -> tuple[TrainState, Past]:
+  """Resume, else restore, else import, else scratch; returns the state, and what the run has behind it."""
+  setup, config = program.setup, member.config
+  resumed = checkpointer.restore(setup.state_shapes)
+  if resumed:
+    state, meta = resumed
+    resume.check_resume(meta["config"], config, checkpointer.workdir)
+    logging.info("Going on from the checkpoint of step %d.", int(state.step))
+    past = Past(meta["train_loss"], best_lib.Best(**meta.get("best", {})), meta.get("started", began), began,
+                meta.get("seconds", {}))
+    return state, past
+  cfg, past, key = config.checkpoint, Past(None, best_lib.Best(), began, began, {}), jax.random.key(config.seed)
+  of_model = lora.without(setup.state_shapes.params)
+  if cfg.restore_from:
+    params = checkpoint.restore_params(cfg.restore_from, of_model)
+  elif cfg.import_from:
+    params = convert.import_params(cfg.import_from, setup.model, of_model)
+  elif cfg.finetune_from:
+    shardings = lora.without(setup.state_shardings.params)
+    fresh = _compiled_init(setup, lambda key: nn.unbox(init_params(setup.model, key)), shardings)(key)
+    params = finetune.first_params(config, setup.mesh, fresh)
+  else:
+    return program.fresh(key, {name: np.float32(value) for name, value in member.numbers.items()}), past
+  return program.start(params, key), past
 
 
 def enable_compilation_cache() -> None:
@@ -524,46 +512,3 @@ def _announce(setup: Setup, data: Any, workdir: epath.Path) -> None:
   if setup.frozen is not None:
     learned, _ = split(setup.state_shapes.params, setup.frozen)
     logging.info("%s parameters learn.", f"{metrics.count_params(learned):,}")
-
-
-class _Past(NamedTuple):
-  """What a run has behind it.
-
-  Attributes:
-    loss: of the step before; None before the first.
-    best: the best checkpoint.
-    started: when the run was first started, in seconds since the epoch.
-    began: when it was last started.
-    seconds: of each of `metrics.Clock.KINDS`, but for what was done again.
-  """
-  loss: float | None
-  best: best_lib.Best
-  started: float
-  began: float
-  seconds: dict[str, float]
-
-
-def _first_state(setup: Setup, checkpointer: checkpoint.Checkpointer, began: float) -> tuple[TrainState, _Past]:
-  """Resume, else restore, else import, else scratch; returns the state, and what the run has behind it."""
-  resumed = checkpointer.restore(setup.state_shapes)
-  if resumed:
-    state, meta = resumed
-    resume.check_resume(meta["config"], setup.config, checkpointer.workdir)
-    logging.info("Going on from the checkpoint of step %d.", int(state.step))
-    past = _Past(meta["train_loss"], best_lib.Best(**meta.get("best", {})), meta.get("started", began), began,
-                 meta.get("seconds", {}))
-    return state, past
-  cfg, past = setup.config.checkpoint, _Past(None, best_lib.Best(), began, began, {})
-  of_model = lora.without(setup.state_shapes.params)
-  if cfg.restore_from:
-    params = checkpoint.restore_params(cfg.restore_from, of_model)
-  elif cfg.import_from:
-    params = convert.import_params(cfg.import_from, setup.model, of_model)
-  elif cfg.finetune_from:
-    shardings = lora.without(setup.state_shardings.params)
-    fresh = _initial(setup, lambda key: nn.unbox(init_params(setup.model, key)), shardings)
-    params = finetune.first_params(setup.config, setup.mesh, fresh)
-  else:
-    return init_state(setup), past
-  start = jax.jit(setup.start, out_shardings=setup.state_shardings, donate_argnums=0)
-  return start(params, jax.random.key(setup.config.seed)), past

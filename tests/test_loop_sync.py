@@ -13,6 +13,8 @@ import pytest
 from lmjax import config as config_lib
 from lmjax import train
 from lmjax.checkpoint.best import Best
+from lmjax.loop import Loop, Past, Run
+from lmjax.metrics import Clock
 from lmjax.peers import Peers
 
 NUM_STEPS = 5
@@ -58,7 +60,8 @@ class Checkpointer:
     assert step is None
 
   def save(self, step, state, meta):
-    self._events.append(("save", step))
+    if step < NUM_STEPS:  # The last step's is that of the end.
+      self._events.append(("save", step))
 
 
 class Tracker:
@@ -74,6 +77,28 @@ class Tracker:
     pass
 
 
+class Program:
+  """Has a step whose results note when they are read."""
+
+  def __init__(self, events):
+    self._events, self._counter = events, iter(range(1, NUM_STEPS + 1))
+
+  def place(self, batches):
+    return batches[0]
+
+  def step(self, state, batch, hparams):
+    number = next(self._counter)
+    self._events.append(("dispatch", number))
+    return (types.SimpleNamespace(step=Unread(self._events, "state")),
+            {"loss": Unread(self._events, number, 10.0 + number), "grad_norm": 1.0, "nonfinite": 0.0})
+
+  def read(self, out):
+    return train.Program.read(self, out)
+
+  def part(self, state, number):
+    return state
+
+
 @pytest.fixture
 def loop(monkeypatch):
   """Returns a function from (step to save at) to (what the loop did in order, the losses written by step)."""
@@ -84,20 +109,11 @@ def loop(monkeypatch):
     config = config_lib.resolve_durations(
         config_lib.resolve_model(config_lib.from_config_dict(base), 256), tokens_per_epoch=10 ** 6)
     setup = types.SimpleNamespace(config=config, model=None, objective=None, mesh=None)
-    counter = iter(range(1, NUM_STEPS + 1))
-
-    def step(state, batch, hparams):
-      number = next(counter)
-      events.append(("dispatch", number))
-      return (types.SimpleNamespace(step=Unread(events, "state")),
-              {"loss": Unread(events, number, 10.0 + number), "grad_norm": 1.0, "nonfinite": 0.0})
-
-    monkeypatch.setattr(train, "make_train_step", lambda setup: step)
-    monkeypatch.setattr(train.evaluate, "Evaluator", lambda *args: None)
-    monkeypatch.setattr(train._Loop, "_batches", lambda self, first: iter([{}] * NUM_STEPS))
-    monkeypatch.setattr(train._Loop, "_finish", lambda self, step, state: {})
-    train._Loop(setup, None, tracker, Checkpointer(events, save_at), train._Past(None, Best(), 0.0, 0.0, {}), None,
-                Peers(), None).run(types.SimpleNamespace(step=np.int32(0)))
+    monkeypatch.setattr(Run, "batches", lambda self, first: iter([{}] * NUM_STEPS))
+    monkeypatch.setattr(Run, "finish", lambda self, step, state: None)
+    checkpointer, past = Checkpointer(events, save_at), Past(None, Best(), 0.0, 0.0, {})
+    one = Run(setup, None, None, tracker, checkpointer, past, Clock(1, 1.0, None), Peers())
+    Loop(Program(events), [one], one.others, None).run(None, 0)
     return events, tracker.losses
   return run
 

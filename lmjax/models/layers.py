@@ -252,9 +252,19 @@ class Mlp(nn.Module):
 
 
 class Dropout(nn.Module):
-  """Dropout that is on exactly when `apply` is given a "dropout" key."""
-  rate: float
+  """Dropout (Srivastava et al. 2014) that is on exactly when `apply` is given a "dropout" key.
+
+  Flax's own asks whether its rate is 0, and so cannot have one that is only known when the program runs (see stack.py).
+
+  Attributes:
+    rate: share of the elements that become 0, below 1; the others grow so that the mean stays.
+  """
+  rate: float | jax.Array
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x)
+    if not self.has_rng("dropout"):
+      return x
+    kept = 1.0 - self.rate
+    mask = jax.random.bernoulli(self.make_rng("dropout"), kept, x.shape)
+    return jnp.where(mask, x / jnp.asarray(kept, x.dtype), 0)

@@ -12,7 +12,7 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from lmjax.config import ModelConfig, ObjectiveConfig
+from lmjax.config import ModelConfig, ObjectiveConfig, is_on
 from lmjax.models.products import transposed, vocabulary_logits
 from lmjax.partitioning import constrain, platform, ways
 
@@ -21,7 +21,7 @@ _CHUNK_ELEMENTS = {"cpu": 2 ** 21, "gpu": 2 ** 27, "tpu": 2 ** 27}
 
 
 class LossOptions(typing.NamedTuple):
-  """What is static about the loss.
+  """How the loss is made; the first two may be numbers that are only known when the program runs.
 
   Attributes:
     z_loss: weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5).
@@ -57,24 +57,27 @@ def cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weig
     The sum that is differentiated, with smoothing and z-loss, and a dict of sums that are not: `loss` (plain negative
     log-likelihood, nats), `z_loss`, `accuracy`, `weight`.
   """
-  total, (nll, z, correct) = _sums(x_BTD, w_VD, bias_V, targets_BT, weights_BT, options)
+  # What a custom derivative takes as static must be known when it is traced.
+  traced = {name: value for name, value in options._asdict().items() if isinstance(value, jax.Array)}
+  static = options._replace(**dict.fromkeys(traced))
+  total, (nll, z, correct) = _sums(x_BTD, w_VD, bias_V, targets_BT, weights_BT, traced, static)
   return total, {"loss": nll, "z_loss": z, "accuracy": correct, "weight": jnp.sum(weights_BT)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _sums(x, w, bias, targets, weights, options):
-  return _over_chunks(x, w, bias, targets, weights, options, with_grads=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _sums(x, w, bias, targets, weights, traced, static):
+  return _over_chunks(x, w, bias, targets, weights, static._replace(**traced), with_grads=False)[0]
 
 
-def _sums_fwd(x, w, bias, targets, weights, options):
-  sums, dx, (dw, db) = _over_chunks(x, w, bias, targets, weights, options, with_grads=True)
+def _sums_fwd(x, w, bias, targets, weights, traced, static):
+  sums, dx, (dw, db) = _over_chunks(x, w, bias, targets, weights, static._replace(**traced), with_grads=True)
   dw = constrain(jnp.sum(dw, 0).T, "vocab", "embed").astype(w.dtype)
   return sums, (dx, dw, None if bias is None else db.astype(bias.dtype))
 
 
-def _sums_bwd(options, residuals, cotangents):
+def _sums_bwd(static, residuals, cotangents):
   scaled = jax.tree.map(lambda grad: grad * cotangents[0].astype(grad.dtype), residuals)
-  return *scaled, None, None
+  return *scaled, None, None, None
 
 
 _sums.defvjp(_sums_fwd, _sums_bwd)
@@ -140,7 +143,7 @@ def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, bias_V, options, length_parts
   nll = log_z - at_target
   z = options.z_loss * jnp.square(log_z)
   loss = nll + z
-  if smoothing:
+  if is_on(smoothing):
     loss = loss + smoothing * (at_target - jnp.mean(logits, axis=-1))
   weighted = lambda a: jnp.sum(a * weights_BC)
   correct = at_target >= top[..., 0]
@@ -150,7 +153,7 @@ def _chunk(x_BCD, targets_BC, weights_BC, *, w_VD, bias_V, options, length_parts
   # d loss / d logits, times the position's weight.
   slope = (weights_BC * (1.0 + 2.0 * options.z_loss * log_z))[..., None] / partition
   d_logits = exps * slope - jnp.where(hit, (1.0 - smoothing) * weights_BC[..., None], 0.0)
-  if smoothing:
+  if is_on(smoothing):
     d_logits = d_logits - (smoothing / vocab) * weights_BC[..., None]
   if options.softcap is not None:
     d_logits = d_logits * (1.0 - jnp.square(logits / options.softcap))
