@@ -10,6 +10,7 @@ import numpy as np
 
 from lmjax import checkpoint, evaluate, metrics, objectives, partitioning, watch
 from lmjax.checkpoint import best as best_lib
+from lmjax.config import Config
 from lmjax.config_checks import Refused
 from lmjax.interrupt import Interrupt
 from lmjax.optim import lora
@@ -65,11 +66,8 @@ class Run:
     return self.best.is_over(self.config.eval)
 
   def batches(self, first: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches, the part of them that this process reads, from step `first` on."""
-    from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
-    make_example = objectives.host_function(objectives.recipe_of(self.config, self.data, self.data.train, True))
-    rows = partitioning.process_rows(self.setup.mesh, self.config.train.batch_size)
-    return pipeline.train_batches(self.data, self.config, start_step=first, make_example=make_example, rows=rows)
+    """Yields the batches from step `first` on."""
+    return train_batches(self.config, self.data, self.setup.mesh, first)
 
   def hparams(self, step: int) -> dict[str, np.ndarray]:
     """Returns what the compiled step is given."""
@@ -280,6 +278,14 @@ class Loop:
         run.save(step, self.program.part(state, self.runs.index(run)))
     for run in runs:
       run.interrupt(step) if interrupted else run.finish(step, self.program.part(state, self.runs.index(run)))
+
+
+def train_batches(config: Config, data: Any, mesh: jax.sharding.Mesh, first: int) -> Iterator[dict[str, np.ndarray]]:
+  """Yields batches, the part of them that this process reads, from step `first` on."""
+  from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
+  make_example = objectives.host_function(objectives.recipe_of(config, data, data.train, True))
+  rows = partitioning.process_rows(mesh, config.train.batch_size)
+  return pipeline.train_batches(data, config, start_step=first, make_example=make_example, rows=rows)
 
 
 def eval_params(setup: Any, state: Any) -> Any:

@@ -40,18 +40,39 @@ def check_fits(shapes: Any) -> None:
   Raises:
     Refused: where the state alone is larger.
   """
-  devices = jax.local_devices()
+  devices, has = jax.local_devices(), _of_device()
+  on_cpu = devices[0].platform == "cpu"
+  if has is not None and (needed := _needed(shapes)) > has:
+    shared = len(devices) if on_cpu else 1
+    where = "this machine has" if on_cpu else f"a {devices[0].device_kind} has"
+    raise Refused(f"The parameters and the optimizer's state take {needed * shared / 1e9:,.1f} GB, but {where} "
+                  f"{has * shared / 1e9:,.1f} GB; make the model smaller (config.model), or split it over more devices "
+                  "(config.mesh.fsdp).")
+
+
+def num_that_fit(shapes: Any) -> int:
+  """Returns how many such states fit a device, at least 1; what a step needs besides is not counted."""
+  has = _of_device()
+  return 2 ** 20 if has is None else max(1, int(has / max(_needed(shapes), 1)))
+
+
+def program_fits(compiled: Any) -> bool:
+  """Does what the compiler says that a program needs fit the devices?"""
+  has, needs = _of_device(), compiled.memory_analysis()
+  return has is None or needs is None or needs.argument_size_in_bytes + needs.temp_size_in_bytes <= has
+
+
+def _needed(shapes: Any) -> int:
+  """Returns the bytes that arrays take of a device."""
   # On a CPU the host's memory is the device's too.
-  leaves = [x for x in jax.tree.leaves(shapes) if devices[0].platform == "cpu" or not in_host_memory(x)]
-  of_device = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-  if devices[0].platform == "cpu":  # All of them share the machine's.
-    needed, has = of_device * len(devices), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  else:
-    stats = devices[0].memory_stats()
-    if not stats or "bytes_limit" not in stats:
-      return
-    needed, has = of_device, stats["bytes_limit"]
-  if needed > has:
-    where = "this machine has" if devices[0].platform == "cpu" else f"a {devices[0].device_kind} has"
-    raise Refused(f"The parameters and the optimizer's state take {needed / 1e9:,.1f} GB, but {where} {has / 1e9:,.1f} "
-                  "GB; make the model smaller (config.model), or split it over more devices (config.mesh.fsdp).")
+  on_cpu = jax.local_devices()[0].platform == "cpu"
+  leaves = [x for x in jax.tree.leaves(shapes) if on_cpu or not in_host_memory(x)]
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def _of_device() -> int | None:
+  """Returns the bytes that a device of this process has, on a CPU its share of the machine's; None where unknown."""
+  devices = jax.local_devices()
+  if devices[0].platform == "cpu":
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+  return (devices[0].memory_stats() or {}).get("bytes_limit")

@@ -279,6 +279,10 @@ class Program:
     """Returns what evaluates a run."""
     return self._evaluator.of(config)
 
+  def update(self, state: TrainState, batch: dict[str, jax.Array], hparams: dict[str, jax.Array]) -> Any:
+    """Returns what the step of one run does, to be compiled."""
+    return _train_step(self.setup, state, batch, hparams)
+
   @functools.cached_property
   def _step(self) -> Callable[..., Any]:
     return make_train_step(self.setup)
