@@ -9,6 +9,7 @@ same machine or on others that share the folder, work on the same sweep. `optuna
 """
 
 import dataclasses
+import functools
 import os
 import shlex
 import sys
@@ -42,6 +43,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   text("pruner", "What stops trials that are behind at an evaluation in the loop: none, median, asha or hyperband.")
   number("seed", "Seed of what is drawn.")
   number("retries", "How often a trial that raises an error is run again.")
+  number("stack", "How many trials that differ in numbers only train together at most, in one compiled program: 1 has "
+         "them run one after another; as many as fit unless given.")
   text("storage", "URL of a database that keeps the trials, such as sqlite:///FILE; a file in the workdir without.")
   text("topology", "Machine of a worker that --dry_run reckons with, as lmjax plan names them; else it is this one.")
   flags.DEFINE_boolean("dry_run", False, "List the trials with parameters, FLOPs and expected time, and run none.",
@@ -51,15 +54,17 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
   if flag_values.workers < 1:
     raise UserError(f"--workers is {flag_values.workers}, but it must be at least 1.")
+  if flag_values["stack"].value is not None and flag_values["stack"].value < 1:
+    raise UserError(f"--stack is {flag_values['stack'].value}, but it must be at least 1.")
   sweep, make_config = _read(flag_values)
   if flag_values.dry_run:
-    _list(sweep, make_config, flag_values.workdir, flag_values.topology)
+    _list(sweep, make_config, flag_values.workdir, flag_values.topology, flag_values["stack"].value)
     return
   from lmjax.sweeps import board as board_lib
   base = dataclasses.asdict(experiment.read_config(flag_values))
   board = board_lib.Board(sweep, flag_values.workdir, flag_values.storage, base)
   if "LMJAX_SWEEP_DRIVER" in os.environ:
-    _work(board, make_config)
+    _work(board, make_config, flag_values["stack"].value, flag_values.workers)
   else:
     _drive(board, flag_values)
 
@@ -103,38 +108,56 @@ def _read(flag_values: flags.FlagValues) -> tuple[Any, Callable[[dict], Config]]
   return sweep, make_config
 
 
-def _list(sweep: Any, make_config: Callable[[dict], Config], workdir: str, topology: str | None) -> None:
+def _list(sweep: Any, make_config: Callable[[dict], Config], workdir: str, topology: str | None,
+          most: int | None) -> None:
   from lmjax.sweeps import listing
+  from lmjax.sweeps import space as space_lib
   from lmjax.sweeps import sweep as sweep_lib
   trials = sweep_lib.planned_settings(sweep)
-  print("\n".join(listing.listing(trials, make_config, workdir, topology)))
+  print("\n".join(listing.listing(trials, make_config, workdir, topology, space_lib.fields(sweep.space), most)))
   if sweep.driver not in sweep_lib.PLANNED and (more := sweep.num_trials - len(trials)) > 0:
     print(f"{more} more trials will be chosen by {sweep.driver}, by what these show.")
 
 
-def _work(board: Any, make_config: Callable[[dict], Config]) -> None:
-  import gc
+def _work(board: Any, make_config: Callable[[dict], Config], most: int | None, workers: int) -> None:
   import json
 
-  import jax
-
-  from lmjax import train
-  from lmjax.sweeps import driver, worker
+  from lmjax import stack
+  from lmjax.sweeps import driver, stacking, worker
+  from lmjax.sweeps.space import fields
   driver.follow_driver()
+  train, searched = stack.Trainer(), fields(board.sweep.space)
+  make_config = functools.partial(_made_once, {}, make_config)
 
-  def run_trial(settings, folder, report):
+  def trial(settings, folder, report):
     def by_number(step, values):
       # Trials with other batches make other steps; what they have in common is how often they were evaluated.
       every = json.loads((folder / "config.json").read_text())["eval"]["every_steps"]
       return report(step // every, values)
-    try:
-      return train.train_and_evaluate(make_config(settings), str(folder), report=by_number)
-    finally:
-      jax.clear_caches()  # Else the programs of all trials stay in memory.
-      gc.collect()
+    config = make_config(settings)
+    return stack.Trial(config, str(folder), by_number, stacking.numbers(config, searched))
 
-  if not worker.work(board, run_trial):
+  def alike(settings):
+    return stacking.key(make_config(settings), searched)
+
+  def run(trials):
+    return train([trial(*one) for one in trials], alike(trials[0][0]))
+
+  def run_trial(*one):
+    outcome, = run([one])
+    if isinstance(outcome, Exception):
+      raise outcome
+    return outcome
+
+  together = worker.Together(alike, most or board.sweep.num_trials, workers, run)
+  if not worker.work(board, run_trial, together=together):
     sys.exit(_INTERRUPTED)
+
+
+def _made_once(made: dict[str, Config], make_config: Callable[[dict], Config], settings: dict) -> Config:
+  if (name := repr(settings)) not in made:
+    made[name] = make_config(settings)
+  return made[name]
 
 
 def _drive(board: Any, flag_values: flags.FlagValues) -> None:

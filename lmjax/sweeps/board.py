@@ -20,7 +20,7 @@ import math
 import os
 import pathlib
 import secrets
-from typing import Any, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Iterator, Mapping, NamedTuple
 import warnings
 
 import optuna
@@ -38,6 +38,8 @@ RECORD = "sweep.json"
 
 # A trial whose workers die so often before it has a further checkpoint is given up: it is what kills them.
 _MOST_STARTS = 20
+# From so many on it is run alone, so that it takes no others with it.
+_MOST_STARTS_TOGETHER = 3
 _TRIES_FOR_UNSEEN = 100
 
 
@@ -49,11 +51,13 @@ class Claim(NamedTuple):
     settings: that its run has.
     folder: of its run.
     lock: the open file that keeps others from it.
+    starts: how often it has been started from where it stands.
   """
   number: int
   settings: Settings
   folder: pathlib.Path
   lock: int
+  starts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +129,37 @@ class Board:
           return claim
         self._repeat(claim, twin)
     return None
+
+  def take_alike(self, first: Claim, alike: Callable[[Settings], str], most: int, workers: int) -> list[Claim]:
+    """Returns more trials for a worker that has one, to be trained with it.
+
+    Args:
+      first: the one it has.
+      alike: settings -> what those have in common that train together.
+      most: how many at most, with the first.
+      workers: between whom those that are alike are divided.
+    """
+    if first.starts > _MOST_STARTS_TOGETHER:  # It may be what kills the workers.
+      return []
+    with self._turn():
+      known = [trial for trial in self._trials() if "settings" in trial.user_attrs and trial.number != first.number
+               and not trial.state.is_finished()]
+      kind = alike(first.settings)
+      others = [trial for trial in known if alike(_settings(trial.user_attrs["settings"])) == kind]
+      most, claims = min(most, -(-(len(others) + 1) // workers)), []
+      for trial in others:
+        if len(claims) + 1 >= most:
+          break
+        if trial.user_attrs.get("starts_from", (-1, 0))[1] >= _MOST_STARTS_TOGETHER:
+          continue
+        if trial.state == TrialState.WAITING:
+          self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        if claim := self._claim(trial.number):
+          if (twin := self._twin(claim)) is not None:
+            self._repeat(claim, twin)
+          else:
+            claims.append(claim)
+    return claims
 
   def report(self, claim: Claim, count: int, value: float) -> bool:
     """Records the metric of an evaluation in the loop, the count-th; returns whether the trial is to stop."""
@@ -277,9 +312,9 @@ class Board:
     if "settings" not in trial.user_attrs:
       asked = optuna.Trial(self._study, self._trial_id(number))
       self._note(number, "settings", draw(self.sweep.space, Asking(self.sweep.space, asked)))
-    claim = Claim(number, _settings(self._trial(number).user_attrs["settings"]), folder, lock)
     step, before = _last_checkpoint(folder), trial.user_attrs.get("starts_from", [-1, 0])
     count = before[1] + 1 if step == before[0] else 1
+    claim = Claim(number, _settings(self._trial(number).user_attrs["settings"]), folder, lock, count)
     self._note(number, "starts", trial.user_attrs.get("starts", 0) + 1)
     self._note(number, "starts_from", [step, count])
     if count <= _MOST_STARTS:

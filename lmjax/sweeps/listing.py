@@ -4,7 +4,7 @@ import json
 import pathlib
 import statistics
 import time
-from typing import Callable, Sequence
+from typing import Callable, Collection, Sequence
 
 from flax import linen as nn
 import jax
@@ -15,6 +15,7 @@ from lmjax.config import Config
 from lmjax.models.transformer import init_params, make_model
 from lmjax.optim import lora
 from lmjax.plan.topologies import parse_topology
+from lmjax.sweeps import stacking
 from lmjax.sweeps.space import Settings, as_flags
 
 # Shares that training is taken to reach: of a device's peak, and of what a product of matrices reaches on a CPU.
@@ -22,7 +23,7 @@ _OF_PEAK, _OF_PRODUCT = 0.4, 0.3
 
 
 def listing(trials: Sequence[Settings], make_config: Callable[[Settings], Config], workdir: str,
-            topology: str | None = None) -> list[str]:
+            topology: str | None = None, searched: Collection[str] = (), most: int | None = None) -> list[str]:
   """Returns the lines of a table of trials, and their sum.
 
   Args:
@@ -30,19 +31,39 @@ def listing(trials: Sequence[Settings], make_config: Callable[[Settings], Config
     make_config: returns the experiment with some settings.
     workdir: of the sweep, whose finished trials, where there are some, say how fast they go.
     topology: machine of a worker; None is this one.
+    searched: names of the settings that the sweep varies.
+    most: how many trials may train together; None is all that can.
   """
   rate, source = _rate(workdir, topology)
+  configs = dict(enumerate(map(make_config, trials)))
   rows, total = [("trial", "parameters", "FLOPs", "time", "settings")], 0.0
   for number, settings in enumerate(trials):
-    params, flops = _cost(make_config(settings))
+    params, flops = _cost(configs[number])
     total += flops or 0.0
     rows.append((str(number), f"{params:,}", "in epochs" if flops is None else f"{flops:.3g}",
                  "" if flops is None else _duration(flops / rate),
                  " ".join(flag.removeprefix("--config.") for flag in as_flags(settings))))
   widths = [max(len(row[i]) for row in rows) for i in range(4)]
   lines = ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths)), row[4]]) for row in rows]
-  return [*lines, f"{len(trials)} trials, {total:.3g} FLOPs, about {_duration(total / rate)} of one worker at "
-          f"{rate:.3g} FLOP/s ({source}), without starts, evaluations and saving"]
+  programs = _programs(stacking.groups(configs, searched), most)
+  return [*lines, programs,
+          f"{len(trials)} trials, {total:.3g} FLOPs, about {_duration(total / rate)} of one worker at {rate:.3g} "
+          f"FLOP/s ({source}), without starts, evaluations and saving"]
+
+
+def _programs(groups: list[list[int]], most: int | None) -> str:
+  """Returns a line on the programs that are compiled, and the trials of each."""
+  how = "one after another" if most == 1 else "together" if most is None else f"together, {most} at a time"
+  words = [f"trial{'s' if group[1:] else ''} {_ranges(group)}{f' ({len(group)} {how})' if group[1:] else ''}"
+           for group in groups]
+  return f"{len(groups)} program{'s' if groups[1:] else ''}: {'; '.join(words)}"
+
+
+def _ranges(numbers: list[int]) -> str:
+  """Returns numbers in words such as "0-3, 6"."""
+  starts = [number for number in numbers if number - 1 not in numbers]
+  ends = [number for number in numbers if number + 1 not in numbers]
+  return ", ".join(str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends))
 
 
 def _cost(config: Config) -> tuple[int, float | None]:

@@ -1,6 +1,6 @@
-"""A worker of a sweep: takes a trial, runs it, ends it, until there are none.
+"""A worker of a sweep: takes a trial, or several that train together, runs them, ends them, until there are none.
 
-Trials run one after another in the worker's own process, because a start of Python and JAX costs more than many a
+Trials run in the worker's own process, because a start of Python and JAX costs more than many a
 small trial; what a crash takes with it is the process, which the driver starts again, and not the trial, which the next
 worker goes on with from its checkpoint.
 """
@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import time
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from absl import logging
 
@@ -19,12 +19,29 @@ from lmjax.sweeps.space import Settings
 
 # What result.json calls what an evaluation calls SET/NAME, of the first set.
 _OF_RESULT = {"eval_loss": "loss", "bits_per_byte": "bits_per_byte"}
+# Of a trial that is not run again.
+_ENDED = ("finished", "pruned")
 
 Report = Callable[[int, Mapping[str, float]], bool]
 RunTrial = Callable[[Settings, pathlib.Path, Report], Mapping[str, Any]]
 
 
-def work(board: Board, run_trial: RunTrial, pause: float = 1.0) -> bool:
+class Together(NamedTuple):
+  """How a worker trains several trials at once.
+
+  Attributes:
+    alike: settings -> what those have in common that can train together.
+    most: how many at most.
+    workers: between whom they are divided.
+    run: several (settings, folder, report) -> for each what a RunTrial returns, or the error that has ended it alone.
+  """
+  alike: Callable[[Settings], str]
+  most: int
+  workers: int
+  run: Callable[[Sequence[tuple[Settings, pathlib.Path, Report]]], list[Mapping[str, Any] | Exception]]
+
+
+def work(board: Board, run_trial: RunTrial, pause: float = 1.0, together: Together | None = None) -> bool:
   """Runs trials until all have ended.
 
   Args:
@@ -33,6 +50,7 @@ def work(board: Board, run_trial: RunTrial, pause: float = 1.0) -> bool:
       with the evaluation's number, from 1 on, and its metrics after each one in the loop, and stops with the status
       "pruned" where that says so.
     pause: seconds between looks for a trial, while others run the last ones.
+    together: how several are run at once; None runs one after another.
 
   Returns:
     False where a signal has stopped it before.
@@ -43,7 +61,7 @@ def work(board: Board, run_trial: RunTrial, pause: float = 1.0) -> bool:
       if board.is_over():
         return True
       time.sleep(pause)
-    elif not _run(board, claim, run_trial):
+    elif not _run(board, [claim, *_more(board, claim, together)], run_trial, together):
       return False
 
 
@@ -56,40 +74,65 @@ def metric_of(result: Mapping[str, Any], folder: pathlib.Path, metric: str) -> f
   return next((record[metric] for record in reversed(records) if metric in record), None)
 
 
-def _run(board: Board, claim: Claim, run_trial: RunTrial) -> bool:
-  """Runs a trial and ends it, or leaves it to be run again; returns whether the worker goes on."""
-  sweep = board.sweep
+def _more(board: Board, claim: Claim, together: Together | None) -> list[Claim]:
+  return board.take_alike(claim, together.alike, together.most, together.workers) if together else []
 
+
+def _run(board: Board, claims: Sequence[Claim], run_trial: RunTrial, together: Together | None) -> bool:
+  """Runs trials and ends them, or leaves them to be run again; returns whether the worker goes on."""
+  # There is a result where a worker has died just after the end.
+  found = {claim.number: _result(claim.folder) for claim in claims}
+  outcomes = {number: result for number, result in found.items() if result.get("status") in _ENDED}
+  todo = [claim for claim in claims if claim.number not in outcomes]
+  if len(todo) > 1:
+    try:
+      made = together.run([(claim.settings, claim.folder, _reporter(board, claim)) for claim in todo])
+      outcomes |= {claim.number: outcome for claim, outcome in zip(todo, made)}
+    except Exception:  # Of one of them, or of all together: alone each shows its own.
+      logging.exception("Trials %s cannot train together and are run one after another.",
+                        ", ".join(str(claim.number) for claim in todo))
+  goes_on = True
+  for claim in claims:
+    if goes_on and claim.number not in outcomes:
+      try:
+        outcomes[claim.number] = run_trial(claim.settings, claim.folder, _reporter(board, claim))
+      except Exception as e:
+        outcomes[claim.number] = e
+    goes_on = _end(board, claim, outcomes.get(claim.number, {"status": "interrupted"})) and goes_on
+  return goes_on
+
+
+def _reporter(board: Board, claim: Claim) -> Report:
   def report(count: int, values: Mapping[str, float]) -> bool:
-    value = _among(values, sweep.metric)
+    value = _among(values, board.sweep.metric)
     return value is not None and board.report(claim, count, value)
+  return report
 
-  try:
-    result = _result(claim.folder)  # There is one where a worker has died just after the end.
-    if result.get("status") not in ("finished", "pruned"):
-      result = run_trial(claim.settings, claim.folder, report)
-  except Exception as e:
-    mistake = isinstance(e, UserError)
-    reason = _line(str(e) if mistake else f"{type(e).__name__}: {e}")
+
+def _end(board: Board, claim: Claim, outcome: Mapping[str, Any] | Exception) -> bool:
+  """Ends a trial by what it has come to, or leaves it to be run again; returns whether the worker goes on."""
+  if isinstance(outcome, Exception):
+    mistake = isinstance(outcome, UserError)
+    reason = _line(str(outcome) if mistake else f"{type(outcome).__name__}: {outcome}")
     if _result(claim.folder).get("status") == "stopped":  # By a loss that is not finite, or a spike.
       board.end(claim, "diverged", reason=reason)
-    elif mistake and not isinstance(e, Refused) or board.fails(claim) > sweep.retries:
+    elif mistake and not isinstance(outcome, Refused) or board.fails(claim) > board.sweep.retries:
       board.end(claim, "failed", reason=reason)
     else:
-      logging.exception("Trial %d failed and is run again.", claim.number)
+      logging.error("Trial %d failed and is run again.", claim.number, exc_info=outcome)
       board.leave(claim)
     return True
-  if result["status"] == "interrupted":
+  if outcome["status"] == "interrupted":
     board.leave(claim)
     return False
-  if result["status"] == "pruned":
+  if outcome["status"] == "pruned":
     board.end(claim, "pruned")
     return True
-  value = metric_of(result, claim.folder, sweep.metric)
+  value = metric_of(outcome, claim.folder, board.sweep.metric)
   if isinstance(value, (int, float)) and math.isfinite(value):
     board.end(claim, "complete", float(value))
   else:
-    board.end(claim, "failed", reason=f"its {sweep.metric} is {value}, which is not a finite number")
+    board.end(claim, "failed", reason=f"its {board.sweep.metric} is {value}, which is not a finite number")
   return True
 
 

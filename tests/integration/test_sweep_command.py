@@ -55,9 +55,10 @@ def outcome(folder):
 def test_a_grid_is_listed_run_and_read(lmjax_command, experiment, tmp_path):
   config, sweep = experiment(GRID), tmp_path / "sweep"
   listed = lmjax_command.succeed("sweep", config, f"--workdir={sweep}", "--sweep.dry_run").splitlines()
-  assert not sweep.exists() and len(listed) == 6
+  assert not sweep.exists() and len(listed) == 7
   assert listed[0].split() == ["trial", "parameters", "FLOPs", "time", "settings"]
   assert listed[4].endswith("optim.learning_rate=0.01 model.num_layers=2")
+  assert listed[5] == "2 programs: trials 0, 2 (2 together); trials 1, 3 (2 together)"
 
   out = lmjax_command.succeed("sweep", config, f"--workdir={sweep}", "--workers=2")
   record = json.loads((sweep / "sweep.json").read_text())
