@@ -15,7 +15,7 @@ from lmjax.sweeps import board as board_lib
 from lmjax.sweeps.board import Board
 from lmjax.sweeps.driver import divide_devices, table
 from lmjax.sweeps.sweep import resolve
-from lmjax.sweeps.worker import metric_of, work
+from lmjax.sweeps.worker import Together, metric_of, work
 
 RATE, DECAY, BATCH = "optim.learning_rate", "optim.weight_decay", "train.batch_size"
 RATES = [1e-4 * 10 ** (i * 3 / 7) for i in range(8)]
@@ -258,6 +258,68 @@ def test_optuna_reads_the_study_as_it_is(begin, tmp_path):
   # The parameters are the settings themselves.
   assert all(trial.params == trial.user_attrs["settings"] for trial in study.trials)
   assert study.best_value == min(bowl(trial.params) for trial in study.trials)
+
+
+DEPTH = "model.num_layers"
+
+
+def test_a_worker_takes_trials_that_are_alike(begin):
+  space = grid({RATE: [1e-3, 1e-2, 1e-1], DEPTH: [2, 4]})
+  first, second = begin(space), begin(space)
+  alike = lambda settings: str(settings[DEPTH])
+  one, other = first.take(), second.take()
+  assert [claim.number for claim in first.take_alike(one, alike, 9, 1)] == [2, 4]
+  assert [claim.number for claim in second.take_alike(other, alike, 9, 2)] == [3]  # Half of three, rounded up.
+  assert first.take().number == 5 and first.take() is None
+
+
+def test_together_each_ends_as_it_ends(begin):
+  board, seen = begin(grid({RATE: [1e-3, 1e-2, 1e-1, 1.0]})), []
+
+  def run(trials):
+    seen.append(len(trials))
+    assert trials[3][2](1, {"validation/loss": 1.0}) is False
+    (trials[1][1]).mkdir(parents=True)
+    (trials[1][1] / "result.json").write_text('{"status": "stopped"}')
+    return [{"status": "finished", "eval_loss": 1.0}, Refused("Not finite."), {"status": "pruned"},
+            {"status": "finished", "eval_loss": 2.0}]
+  assert work(board, None, together=Together(lambda settings: "", 9, 1, run))
+  assert seen == [4]
+  assert [(row.state, row.value) for row in board.rows()] == [
+      ("complete", 1.0), ("diverged", None), ("pruned", None), ("complete", 2.0)]
+
+
+def test_what_cannot_train_together_is_run_alone(begin):
+  board, calls = begin(values(BATCH, [1, 2, 3])), []
+
+  def run_trial(settings, folder, report):
+    calls.append(settings[BATCH])
+    if settings[BATCH] == 2:
+      raise UserError("No.")
+    return {"status": "finished", "eval_loss": 1.0}
+
+  def run(trials):
+    raise MemoryError
+  assert work(board, run_trial, together=Together(lambda settings: "", 9, 1, run)) and calls == [1, 2, 3]
+  assert [row.state for row in board.rows()] == ["complete", "failed", "complete"]
+
+
+def test_trials_that_are_interrupted_together_are_gone_on_with(begin):
+  board = begin(values(BATCH, [1, 2]))
+  stopped = lambda trials: [{"status": "interrupted"}] * len(trials)
+  assert not work(board, None, together=Together(lambda settings: "", 9, 1, stopped))
+  assert work(board, always(lambda settings: 1.0)) and [row.state for row in board.rows()] == ["complete"] * 2
+
+
+def test_a_trial_that_may_be_what_kills_workers_is_run_alone(begin):
+  board = begin(values(BATCH, [1, 2]))
+  for _ in range(3):
+    board.leave(board.take())
+  first, second = board.take(), board.take()
+  assert (first.number, first.starts, second.number) == (0, 4, 1)
+  assert board.take_alike(first, lambda settings: "", 9, 1) == []
+  board.leave(first)
+  assert board.take_alike(second, lambda settings: "", 9, 1) == []
 
 
 def test_what_a_kill_leaves_half_written_is_cut_off(begin, tmp_path):

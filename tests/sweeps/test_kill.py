@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_KILLS = 8
 
 
-def start(folder, storage):
-  return subprocess.Popen([sys.executable, toy.__file__, "drive", folder, *storage], cwd=ROOT,
+def start(folder, how, storage):
+  return subprocess.Popen([sys.executable, toy.__file__, "drive", folder, how, *storage], cwd=ROOT,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
 
 
@@ -34,11 +34,13 @@ def starts_in(folder):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="finds workers by /proc")
-@pytest.mark.parametrize("kind", ["journal", pytest.param("sqlite", marks=pytest.mark.slow)])
-def test_every_trial_ends_once_whoever_is_killed(kind, tmp_path):
+@pytest.mark.parametrize("kind, how", [
+    ("journal", "alone"), ("journal", "together"), pytest.param("sqlite", "alone", marks=pytest.mark.slow),
+    pytest.param("sqlite", "together", marks=pytest.mark.slow)])
+def test_every_trial_ends_once_whoever_is_killed(kind, how, tmp_path):
   storage = [f"sqlite:///{tmp_path / 'sweep.db'}"] if kind == "sqlite" else []
   draws, folder, killed = random.Random(0), tmp_path / "sweep", {"driver": 0, "worker": 0}
-  driver = start(folder, storage)
+  driver = start(folder, how, storage)
   try:
     for _ in range(NUM_KILLS):
       seen = starts_in(folder)
@@ -52,7 +54,7 @@ def test_every_trial_ends_once_whoever_is_killed(kind, tmp_path):
         driver.kill()
         driver.wait()
         killed["driver"] += 1
-        driver = start(folder, storage)
+        driver = start(folder, how, storage)
       else:
         os.kill(draws.choice(workers), signal.SIGKILL)
         killed["worker"] += 1
