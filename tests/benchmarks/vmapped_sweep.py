@@ -12,12 +12,14 @@ a training step that a variant has compiled are counted in its cache.
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 
 import harness
+import numpy as np
 
 EXPERIMENT = """\
 import runpy
@@ -33,15 +35,20 @@ def get_sweep():
 """
 
 
-def run(folder: pathlib.Path, *argv: str) -> float:
-  """Returns the seconds that a command takes, with programs compiled into folder/compiled."""
+def run(folder: pathlib.Path, *argv: str) -> np.ndarray:
+  """Returns seconds that a command takes, and those of the processor, with programs compiled into folder/compiled."""
   environment = {**os.environ, "PYTHONPATH": str(harness.ROOT), "LMJAX_CACHE_DIR": str(folder.parent / "cache"),
                  "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-  start = time.perf_counter()
+  start = np.array([time.perf_counter(), _processor_seconds()])
   done = subprocess.run([sys.executable, "-m", "lmjax", *argv], env=environment, capture_output=True, text=True)
   if done.returncode:
     raise RuntimeError(done.stderr)
-  return time.perf_counter() - start
+  return np.array([time.perf_counter(), _processor_seconds()]) - start
+
+
+def _processor_seconds() -> float:
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
@@ -75,7 +82,8 @@ def main() -> None:
              for name in ("stack", "turn")}
     words = {"stack": "together", "turn": "one after another, in a worker", "own": f"{count} single runs"}
     harness.report(f"{count} learning rates of debug.py, {steps} steps", [
-        {"how": words[name], "seconds": seconds[name], "share of single runs": seconds[name] / seconds["own"],
+        {"how": words[name], "seconds": seconds[name][0], "share of single runs": seconds[name][0] / seconds["own"][0],
+         "processor seconds": seconds[name][1], "their share": seconds[name][1] / seconds["own"][1],
          "programs of the step": programs(folders[name]), "largest difference of a loss": f"{apart.get(name, 0.0):.1e}"}
         for name in words])
 
