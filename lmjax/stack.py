@@ -72,25 +72,35 @@ class Stack(train.Program):
              **dict.fromkeys(numbers, np.float32)}
     self.size = self._rounded(min(count, memory.num_that_fit(shapes) * self._ways))
     with partitioning.use_mesh(mesh):
-      while True:
-        self._compiled = self._compile(example, names)
-        if self.size == self._ways or memory.program_fits(self._compiled):
-          break
+      while (compiled := self._compile(example, names)) is None:
         self.size = self._rounded(self.size // 2)
+      self._compiled = compiled
       self._put = jax.jit(_put, out_shardings=self._of_states, donate_argnums=0)
       self._take = jax.jit(_take, out_shardings=self.setup.state_shardings)
     logging.info("%d runs train together, %d at a time, by one program.", count, self.size)
 
+  def suits(self, count: int) -> bool:
+    return count > 1 and self.size < 2 * max(count, self._ways)
+
   def _rounded(self, size: int) -> int:
     return max(1, -(-size // self._ways)) * self._ways
 
-  def _compile(self, example: dict[str, np.ndarray], names: Mapping[str, Any]) -> Any:
+  def _compile(self, example: dict[str, np.ndarray], names: Mapping[str, Any]) -> Any | None:
+    """Returns the compiled step of `size` runs, or None where it does not fit the memory and half as many may."""
     stacked = lambda x: jax.ShapeDtypeStruct((self.size, *x.shape), x.dtype)
     batch = example if self._shared else {name: stacked(x) for name, x in example.items()}
     hparams = {name: jax.ShapeDtypeStruct((self.size,), kind) for name, kind in names.items()}
     step = jax.jit(self._update, donate_argnums=0, in_shardings=(self._of_states, self._of_batch, self._of_members),
                    out_shardings=(self._of_states, self._of_members))
-    return step.lower(jax.tree.map(stacked, self.setup.state_shapes), batch, hparams).compile()
+    lowered = step.lower(jax.tree.map(stacked, self.setup.state_shapes), batch, hparams)
+    least = self.size == self._ways
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+      if least or "RESOURCE_EXHAUSTED" not in str(e):
+        raise
+      return None
+    return compiled if least or memory.program_fits(compiled) else None
 
   def _update(self, states: Any, batch: Any, hparams: Any) -> Any:
     def one(state, batch, hparams):
@@ -200,9 +210,8 @@ class Trainer:
     """Returns a program for some runs: one that is there, unless most of its room would be left."""
     config, count, names = members[0].config, len(members), tuple(members[0].numbers)
     shared = len({member.config.seed for member in members}) == 1
-    fits = lambda program: program.size < 2 * count and (count > 1) == (program.size > 1)
     for program, of in self._programs:
-      if of == (shared or count == 1) and fits(program):
+      if program.suits(count) and (of == shared or count == 1):
         return program
     program = train.Program(config, self._data) if count == 1 else Stack(config, self._data, names, count, shared)
     self._programs.append((program, shared))

@@ -267,6 +267,10 @@ class Program:
   """
   size = 1
 
+  def suits(self, count: int) -> bool:
+    """Is it meant for so many runs?"""
+    return count == 1
+
   def __init__(self, config: Config, data: Any):
     """Args: `config`: with sizes and durations resolved; `data`: that it describes."""
     self.setup, self.data = build(config, partitioning.make_mesh(config.mesh)), data
