@@ -113,10 +113,16 @@ class Stack(train.Program):
     turns, ways = self.size // self._ways, self._ways
     split = lambda x: x.reshape(ways, turns, *x.shape[1:]).swapaxes(0, 1) if ways > 1 else x
     merge = lambda x: x.swapaxes(0, 1).reshape(self.size, *x.shape[2:]) if ways > 1 else x
-    own = () if self._shared else (batch,)
+    own_batches = () if self._shared else (batch,)
     each = together if ways > 1 else one
-    turn = lambda member: each(member[0], *(member[2:] or (batch,)), member[1])
-    return jax.tree.map(merge, jax.lax.map(turn, jax.tree.map(split, (states, hparams, *own))))
+    # The barriers keep the compiler from mixing a step with what reads and writes the stack: it rounds as one alone.
+    alone = jax.lax.optimization_barrier
+
+    def turn(member):
+      state, hparams, *own = alone((*member, *(() if own_batches else (batch,))))
+      return alone(each(state, *own, hparams))
+
+    return jax.tree.map(merge, jax.lax.map(turn, jax.tree.map(split, (states, hparams, *own_batches))))
 
   def step(self, state: Any, batch: Any, hparams: list[dict]) -> tuple[Any, dict[str, jax.Array]]:
     stacked = {name: self._stacked([one[name] for one in hparams]) for name in hparams[0]}
