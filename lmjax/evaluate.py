@@ -49,8 +49,9 @@ class Evaluator:
       yield "tasks/average", scores.glue_average(averaged)
 
   def _tokens_per_byte(self, examples: Any) -> float | None:
-    # Others leave some of the text out of their loss.
-    return examples.num_tokens / examples.num_bytes if self._config.objective.name == "causal_lm" else None
+    # Others leave some of the text out of their loss, or put something in.
+    whole = self._config.objective.name in ("causal_lm", "multi_token")
+    return examples.num_tokens / examples.num_bytes if whole else None
 
   def _of_task(self, task: Task, values: dict[str, float]) -> dict[str, float]:
     """Returns the loss of one task, which with several heads is a term of the loss, and nothing that is no metric."""

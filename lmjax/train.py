@@ -466,7 +466,7 @@ class _Loop:
     from lmjax.generation import generate
     tokens = generate(self.setup.model, params, [prompt], max_new_tokens=length,
                       temperature=0.8, top_p=0.95, seed=self.config.seed, eos_id=tokenizer.eos_id,
-                      vocab_size=tokenizer.size)
+                      vocab_size=tokenizer.size, both_sides=self.config.objective.name == "prefix_lm")
     self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
 
   def _result(self, status: str, step: int, eval_loss: float | None = None, bits_per_byte: float | None = None,

@@ -221,6 +221,11 @@ def decoder_start_token_id(path: epath.PathLike) -> int | None:
   return known
 
 
+def sees_both_sides(path: epath.PathLike) -> bool:
+  """Returns whether a folder's model has learned to see a prompt from both sides; Hugging Face folders do not tell."""
+  return _read_config(local_folder(path)).get("objective", {}).get("name") == "prefix_lm"
+
+
 def convert(source: epath.PathLike, target: epath.PathLike, adapter: bool = False) -> str:
   """Turns a Hugging Face folder into a workdir, or a workdir into a Hugging Face folder.
 

@@ -75,7 +75,8 @@ class Context:
     bias_BNTS: added to the scores of self-attention; B may be 1.
     encoded_BSD: what cross-attention reads; None where the cache has its keys and values.
     encoded_segment_ids_BS: its segment ids; None means that all of it is seen.
-    prefix_BT: booleans of the tokens that are seen from both sides in a decoder; None means none.
+    prefix_BT: booleans of the tokens that are seen from both sides in a decoder, beside a cache of all its slots; None
+      means none.
   """
   positions_BT: jax.Array | None = None
   segment_ids_BT: jax.Array | None = None

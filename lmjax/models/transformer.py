@@ -257,9 +257,14 @@ class Transformer(nn.Module):
     """Projects features to logits_BTV in float32."""
     return constrain(vocabulary_logits(*self._output(x_BTD), self.cfg.logit_softcap), "batch", "length", "act_vocab")
 
-  def step(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    """One step of decoding: logits_BV after the last of the given tokens, and the cache that now holds them."""
-    x_BTD, cache = self.features(tokens_BT, positions_BT, cache=cache)
+  def step(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: KVCache,
+           both_sides: bool = False) -> tuple[jax.Array, KVCache]:
+    """One step of decoding: logits_BV after the last of the given tokens, and the cache that now holds them.
+
+    With both_sides the given tokens see each other whatever their order, as those of a prefix do.
+    """
+    prefix_BS = jnp.ones(cache.positions.shape, bool) if both_sides else None
+    x_BTD, cache = self.features(tokens_BT, positions_BT, cache=cache, prefix_BT=prefix_BS)
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 
   def _transformed(self, x_BTD: jax.Array) -> jax.Array:

@@ -181,6 +181,7 @@ def model(monkeypatch):
   monkeypatch.setattr(lmjax, "load", lambda path: (loaded, f"params of {path}"), raising=False)
   monkeypatch.setattr(lmjax, "load_tokenizer", lambda path: Letters(), raising=False)
   monkeypatch.setattr(lmjax, "generate", generate, raising=False)
+  monkeypatch.setattr("lmjax.convert.sees_both_sides", lambda path: path == "prefix")
   return calls
 
 
@@ -188,8 +189,10 @@ def test_generate(model, capsys):
   assert cli.run(["generate", "w", "--prompt=ab", "--top_k=5", "--temperature=0.5", "--seed=7"]) == 0
   assert model == [("decoder", "params of w", [[97, 98]], {
       "max_new_tokens": 128, "temperature": 0.5, "top_k": 5, "top_p": 1.0, "seed": 7, "eos_id": 0,
-      "vocab_size": 128, "decoder_start_token_id": None})]
+      "vocab_size": 128, "decoder_start_token_id": None, "both_sides": False})]
   assert capsys.readouterr().out == "abx\n"
+  assert cli.run(["generate", "prefix", "--prompt=ab"]) == 0
+  assert model[-1][3]["both_sides"]
 
 
 def test_generate_several(model, capsys):
