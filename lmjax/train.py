@@ -311,7 +311,7 @@ class _Loop:
     self.past, self.others, self.trace = past, others, watch.Trace(checkpointer.workdir, profile)
     self.config = setup.config
     self.evaluator = evaluate.Evaluator(setup.model, setup.objective, setup.config, setup.mesh, data)
-    self.flops_per_token = metrics.flops_per_token(self.config.model, self.config.data.seq_len)
+    self.flops_per_token = objectives.flops_per_token(self.config)
     self.tokens_per_step = self.config.train.batch_size * self.config.data.seq_len
     self.clock = metrics.Clock(self.tokens_per_step, self.flops_per_token, metrics.peak_flops(jax.devices()),
                                time.time() - past.began, past.seconds)

@@ -26,6 +26,11 @@ def text_len(config: Config) -> int:
   return framing.text_len(config.objective.sentence_pairs, config.data.seq_len)
 
 
+def num_places(cfg: ObjectiveConfig, seq_len: int) -> int:
+  """Returns the places of a full example at which tokens are predicted."""
+  return max(1, round(cfg.mask_rate * framing.text_len(cfg.sentence_pairs, seq_len)))
+
+
 def balance(batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:
   """Scales the weights of a whole batch so that each term counts as the settings say."""
   return scaled_terms(batch, {"sentence": cfg.sentence_weight} if cfg.sentence_pairs != "none" else {})
@@ -41,7 +46,7 @@ def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: R
   rng = np.random.default_rng(key)
   made = framing.frame(example, rng, recipe)
   cfg, T = recipe.cfg, recipe.seq_len
-  most = max(1, round(cfg.mask_rate * framing.text_len(cfg.sentence_pairs, T)))
+  most = num_places(cfg, T)
   places = choose(rng, made.tokens, min(most, max(1, round(cfg.mask_rate * (len(made.tokens) - 2)))), recipe)
   row = {
       "inputs": padded(hide(rng, made.tokens, places, recipe), T), "segment_ids": padded(made.segment_ids, T),

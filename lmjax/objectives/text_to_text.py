@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax import scores
-from lmjax.config import ObjectiveConfig
+from lmjax.config import Config, ObjectiveConfig
 from lmjax.data.answers import find_answers
-from lmjax.data.task import Task, label_in, number_in, render
+from lmjax.data.task import Task, label_in, number_in, parse_task, render
+from lmjax.data.task_specs import TASKS
 from lmjax.generation import decode_prompts
 from lmjax.generation.sampling import Sampler
 from lmjax.objectives.cross_entropy import cross_entropy, loss_options
@@ -53,6 +54,11 @@ def make_example(example: dict[str, Any], key: tuple[int, int], recipe: Recipe) 
       "encoder_inputs": padded(read, recipe.seq_len), "encoder_segment_ids": padded(np.ones(len(read)), recipe.seq_len),
       "inputs": padded([recipe.start_id, *target[:-1]], longest), "targets": padded(target, longest),
       "weights": padded(ones, longest, np.float32), "segment_ids": padded(ones, longest)}
+
+
+def decoder_len(config: Config) -> int:
+  """Returns the tokens of the decoder's row."""
+  return max(target_length(parse_task(entry, TASKS), config.data.seq_len) for entry in config.data.tasks)
 
 
 def target_length(task: Task, seq_len: int) -> int:
