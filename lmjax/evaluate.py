@@ -15,6 +15,7 @@ from lmjax.config import Config, MeshConfig
 from lmjax.config_checks import UserError, check_objective, nearest
 from lmjax.data.task import Task
 from lmjax.models.transformer import init_params, make_model
+from lmjax.workdir import read_labels
 
 
 class Evaluator:
@@ -120,7 +121,7 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
   tokenizer = epath.Path(workdir) / "tokenizer.json"
   if tokenizer.exists():  # The one the model knows, whatever has become of the text it was trained on.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(tokenizer)))
-  data = pipeline.open_data(config, *objectives.text_needs(config))
+  data = pipeline.open_data(config, *objectives.text_needs(config), labels=read_labels(workdir))
   for name in sets or ():
     if name not in data.eval_sets:
       raise UserError(f"{workdir} has no evaluation set {name!r}{nearest(name, data.eval_sets)}")

@@ -270,7 +270,8 @@ def _run(config: Config, workdir: epath.Path, profile: tuple[int, int] | None, o
   goes_on = checkpoint.latest_step(workdir) is not None
   if goes_on:
     resume.check_before_data(workdir, config)
-  data = pipeline.open_data(config, *objectives.text_needs(config))
+  labels = workdir_lib.read_labels(workdir) if goes_on else {}
+  data = pipeline.open_data(config, *objectives.text_needs(config), labels=labels)
   config = finetune.grow_vocabulary(objectives.with_heads(config, data.tasks), data.tokenizer.size)
   config = config_lib.resolve_durations(
       config_lib.resolve_model(config, data.tokenizer.size), data.train.num_examples * config.data.seq_len)
@@ -505,9 +506,8 @@ def enable_compilation_cache() -> None:
 
 
 def _write_names(workdir: epath.Path, config: Config, tasks: Any) -> None:
-  """Writes what a Hugging Face folder made of the workdir is to say of labels and chats."""
-  if len(tasks) == 1 and tasks[0].labels and config.model.head in ("sequence", "token"):
-    convert.write_label_names(workdir, tasks[0].labels)
+  """Writes what whoever reads the workdir is to know of labels and chats."""
+  workdir_lib.write_labels(workdir, {task.name: task.labels for task in tasks if task.labels})
   if config.objective.name == "chat":
     workdir_lib.write_whole(workdir / chat.TEMPLATE_FILE, chat.chat_template(config.data.tokenizer))
 
