@@ -370,7 +370,8 @@ class EvalConfig:
   best_metric: str | None = setting(
       None, "Metric of the evaluations in the loop, such as validation/loss, by which the best checkpoint is kept and "
       "is the one that is read; None keeps the newest only.")
-  best_mode: str = setting("min", "Whether the best is the smallest or the largest.", choices=("min", "max"))
+  best_mode: str | None = setting(
+      None, "Whether the best is the smallest or the largest; None follows from the metric.", choices=("min", "max"))
   best_min_change: float = setting(0.0, "What is better by no more than this does not count as better.", low=0)
   patience: int | None = setting(
       None, "Evaluations without a better best_metric after which training stops; None never stops it.", low=1)

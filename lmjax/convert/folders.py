@@ -223,7 +223,8 @@ def decoder_start_token_id(path: epath.PathLike) -> int | None:
 
 def sees_both_sides(path: epath.PathLike) -> bool:
   """Returns whether a folder's model has learned to see a prompt from both sides; Hugging Face folders do not tell."""
-  return _read_config(local_folder(path)).get("objective", {}).get("name") == "prefix_lm"
+  raw = _read_config(local_folder(path))
+  return "model_type" not in raw and _workdir_config(local_folder(path), raw).objective.name == "prefix_lm"
 
 
 def convert(source: epath.PathLike, target: epath.PathLike, adapter: bool = False) -> str:
@@ -270,10 +271,16 @@ def _to_adapter(source: epath.Path, target: epath.Path, raw: dict) -> str:
   if config is None or not config.optim.lora_rank:
     raise UserError(f"{source} is no run with adapters; convert without --adapter, or train with "
                     "config.optim.lora_rank.")
-  model, base = make_model(config.model), config.checkpoint.import_from
+  model, tuned = make_model(config.model), config.checkpoint.finetune_from
+  base = config.checkpoint.import_from or (tuned if tuned and _is_hf(tuned) else None)
   params = checkpoint.restore_params(source, abstract_params(model, config.optim))
   save_peft(model, params, config.optim, target, base.removeprefix("hf:") if base else None)
   return f"Wrote {target}, the adapters of {source} in PEFT's format."
+
+
+def _is_hf(path: str) -> bool:
+  file = epath.Path(path) / "config.json"
+  return path.startswith("hf:") or file.exists() and "model_type" in read_json(file)
 
 
 def _to_workdir(source: epath.Path, target: epath.Path, raw: dict) -> None:

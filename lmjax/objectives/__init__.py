@@ -1,9 +1,9 @@
 """Objectives: a module each, with `make_example` for the host and `loss` for the device.
 
 A module may also say how much text an example takes (`text_len`), which special tokens it needs (`SPECIAL_TOKENS`, or
-`special_tokens` where that depends on the settings), and how the weights of a whole batch make its terms count
-(`balance`), and at how many places of an example it predicts (`num_places`) or how many tokens a decoder writes
-(`decoder_len`), where these are not all. Those that learn from labelled tasks also say what they predict of a batch and how good that is
+`special_tokens` where that depends on the settings), how the weights of a whole batch make its terms count (`balance`),
+and at how many places of an example it predicts (`num_places`), or how many tokens its decoder writes (`decoder_len`),
+where these are not all. Those that learn from labelled tasks also say what they predict of a batch and how good that is
 (`predict`, `score`).
 """
 

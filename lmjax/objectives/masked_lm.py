@@ -2,9 +2,9 @@
 
 A share of the tokens is chosen, anew each time a text is seen (Liu et al. 2019, arXiv 1907.11692, section 4.1): single
 tokens, whole words, or spans of words whose number is geometric, with p = 0.2 and at most 10 (Joshi et al. 2019, arXiv
-1907.10529, section 3.1). Of those chosen 80% become [MASK], 10% a random token, and 10% stay what they are, all tokens of
-a span alike (the same section). With `sentence_pairs` the model also tells pairs of texts apart, a second term of the
-loss: see framing.py.
+1907.10529, section 3.1). Of those chosen 80% become [MASK], 10% a random token, and 10% stay what they are; tokens of a
+span all become alike (the same section). With `sentence_pairs` the model also tells pairs of texts apart, a second term
+of the loss: see framing.py.
 """
 
 from typing import Any

@@ -69,6 +69,7 @@ def long(answer, **changes):
     (dict(LABEL, metrics=("acc",)), ROWS, "no metric 'acc'"),
     (dict(LABEL, metrics=("squad",)), ROWS, "the metric 'squad', but those of kind classification are accuracy, f1"),
     (dict(LABEL, labels=("bad",)), ROWS, "has but one label, 'bad'"),
+    (dict(LABEL, text="{text"), ROWS, "has text = '{text', which names no column, so that all records would be alike"),
 ])
 def test_a_wrong_classification_is_told(tmp_path, task, rows, told):
   assert told in refused(tmp_path, task, rows)

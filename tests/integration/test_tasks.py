@@ -178,7 +178,7 @@ def test_under_adapters_the_new_head_learns(folder, pretrained):
 
 def test_the_best_checkpoint_is_of_a_tasks_metric(folder):
   run(folder, "best", "classification", eval__every_steps=1, eval__best_metric="validation/accuracy",
-      eval__best_mode="max", eval__patience=2)
+      eval__patience=2)
   best = json.loads((folder / "best" / "best.json").read_text())
   seen = [line["validation/accuracy"] for line in metrics_of(folder / "best") if "validation/accuracy" in line]
   assert best["value"] == max(seen)
