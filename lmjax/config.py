@@ -339,6 +339,9 @@ class TrainConfig:
   num_epochs: float | None = setting(None, "Length of the run.", unit="epochs", above=0)
   batch_size: int = setting(16, "Sequences of a step over all devices.", unit="sequences", low=1, high=_MAX_SIZE)
   grad_accum_steps: int = setting(1, "Microbatches a batch is split into.", low=1)
+  gradient_noise: bool = setting(
+      False, "Whether the sizes of the gradients of microbatches and of whole batches are recorded, from which "
+      "lmjax fit tells the critical batch size; needs grad_accum_steps of 2 or more.")
   ema_decay: float = setting(0.0, "Decay of the moving average of the weights; 0 keeps none.", low=0, high=0.99999999)
   on_nonfinite: str = setting("stop", "What a loss or gradient that is not finite does; its update is never applied.",
                               choices=("stop", "skip"))

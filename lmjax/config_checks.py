@@ -131,6 +131,9 @@ def check_combinations(config: Any) -> None:
   if train.batch_size % train.grad_accum_steps:
     raise UserError(f"config.train.batch_size is {train.batch_size}, which config.train.grad_accum_steps = "
                     f"{train.grad_accum_steps} does not divide.")
+  if train.gradient_noise and train.grad_accum_steps < 2:
+    raise UserError("config.train.gradient_noise compares microbatches with whole batches, but "
+                    "config.train.grad_accum_steps is 1; set it to 2 or more, or gradient_noise to False.")
   mixed = (data.tasks, "tasks", "tasks") if data.tasks else (split_sources(data.source), "sources", "source")
   for name, weights in (("data.weights", data.weights), ("objective.task_weights", config.objective.task_weights)):
     if weights and len(weights) != len(mixed[0]):

@@ -51,6 +51,7 @@ def test_every_setting_says_what_it_means():
     (dict(model=dict(remat_offload=("up",))), "which config.model.remat_policy products does not read; set that to"),
     (dict(optim=dict(weight_decay_policy=(("(", 0.0),))), "weight_decay_policy has the entry"),
     (dict(optim=dict(learning_rate_policy=("mlp",))), "learning_rate_policy has the entry 'mlp', which is not a"),
+    (dict(train=dict(gradient_noise=True)), "grad_accum_steps is 1; set it to 2 or more"),
     (dict(train=dict(batch_size=10, grad_accum_steps=3)), "batch_size is 10, which config.train.grad_accum_steps = 3"),
     (dict(train=dict(num_tokens=1e6)), "config.train.num_steps and config.train.num_tokens are both set"),
     (dict(optim=dict(warmup_steps=5, warmup_epochs=1.0)), "warmup_steps and config.optim.warmup_epochs are both set"),

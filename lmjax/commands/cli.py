@@ -22,7 +22,7 @@ from lmjax.commands import coming, experiment, help_text
 from lmjax.config import settings_help
 from lmjax.config_checks import Refused, UserError, nearest
 
-COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "sweep", "report", "fit")
+COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "sweep", "report", "fit", "isoflop")
 _ONE_PROCESS = ("generate", "convert", "sweep")  # Of several, each would do the whole work and write over the others'.
 
 

@@ -1,7 +1,8 @@
 """fit a scaling law to finished runs, with intervals
 
 Reads a sweep, whose folders are runs, or a CSV file with a row for each run, and prints the law as JSON; warnings go to
-stderr. Intervals are of 95%, from drawing whole runs again and again.
+stderr. Intervals are of 95%, from drawing whole runs again and again. Of a sweep it also reads the runs' metrics.jsonl:
+the envelope of their curves, and the critical batch size where train.gradient_noise was on.
 
   lmjax fit --input=runs/ladder --predict=1e9,2e10
   lmjax fit --input=runs/ladder --hold_out=1 --plot=ladder.png
@@ -58,7 +59,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
   _check(flag_values)
   predict = _targets(flag_values.predict)
-  from lmjax.scaling import analysis, runs
+  from lmjax.scaling import analysis, curves, runs
   from lmjax.scaling.counts import PARAM_COLUMNS
   table = runs.read_table(flag_values.input)
   columns = runs.Columns(
@@ -73,9 +74,11 @@ def main(flag_values: flags.FlagValues) -> None:
         form=flag_values.form, num_resamples=flag_values.bootstrap, seed=flag_values.seed,
         huber_delta=flag_values.huber_delta, drop_outliers=flag_values.drop_outliers, predict=predict,
         hold_out=flag_values.hold_out, curve=flag_values.plot is not None))
-  if flag_values.plot:
-    from lmjax.scaling import plots
-    plots.write(plots.fit_figure(result), flag_values.plot)
+    drawn, told = curves.while_training(table, found.points.size)
+    result |= told
+    if flag_values.plot:
+      from lmjax.scaling import plots
+      plots.write(plots.fit_figure(result, [(one.flops, one.loss) for one in drawn]), flag_values.plot)
   result["conventions"] = _conventions(flag_values, columns)
   print(json.dumps(_finite(result), indent=2, allow_nan=False))
   for warning in result["warnings"]:
