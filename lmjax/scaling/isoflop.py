@@ -197,6 +197,7 @@ class _Family:
                settings["optim.learning_rate"], tokens * size.flops_per_token, settings)
 
 
+@functools.cache
 def _count(model: ModelConfig) -> tuple[int, int]:
   """Returns the parameters of a model, and those without embeddings."""
   import jax
