@@ -22,8 +22,8 @@ from lmjax.commands import coming, experiment, help_text
 from lmjax.config import settings_help
 from lmjax.config_checks import Refused, UserError, nearest
 
-COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "sweep", "report", "fit")
-_ONE_PROCESS = ("generate", "convert", "sweep")  # Of several, each would do the whole work and write over the others'.
+COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "sweep", "report", "fit", "coordcheck")
+_ONE_PROCESS = ("generate", "convert", "sweep", "coordcheck")  # Of several, each would do the whole work and write over the others'.
 
 
 def run(argv: list[str]) -> int:
