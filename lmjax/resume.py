@@ -57,8 +57,8 @@ WARNED = (
 
 # They change how the numbers are computed, kept and shown, and not what they are but for rounding.
 FREE = (
-    "train.grad_accum_steps", "train.gradient_noise", "train.on_nonfinite", "train.log_every_steps", "train.sample_prompt",
-    "train.sample_length", "train.compilation_cache", "train.watchdog_seconds",
+    "train.grad_accum_steps", "train.gradient_noise", "train.on_nonfinite", "train.log_every_steps",
+    "train.sample_prompt", "train.sample_length", "train.compilation_cache", "train.watchdog_seconds",
     "model.attention_impl", "model.context_attention", "model.remat_policy", "model.remat_save", "model.remat_offload",
     "model.stage_microbatches", "model.stage_repeats", "model.scan_layers", "objective.loss_chunk", "optim.offload",
     "data.data_dir", "data.cache_dir", "data.num_workers", "data.prefetch",

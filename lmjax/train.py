@@ -109,7 +109,7 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   axes = partitioning.logical_axes(boxed)
   gates = make_gates(config.optim, axes, nn.unbox(boxed))
   frozen = gates.frozen if gates else None
-  of_others = functools.partial(make_optimizer, config.optim, axes)
+  of_others = functools.partial(make_optimizer, config.optim, axes, model=config.model)
   optimizer = offload.in_turn(of_others, boxed, frozen) if config.optim.offload else of_others(frozen)
   averages = config.optim.name == "schedule_free"
 

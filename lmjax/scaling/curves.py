@@ -108,7 +108,7 @@ def curve(name: str, size: float, lines: Sequence[dict[str, Any]]) -> Curve | No
 
 
 def smoothed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Returns y averaged over x by a normal kernel of width 0.15, each mean a line's value, so that no slope biases it."""
+  """Returns y averaged over x by a normal kernel of width 0.15, each time by a line, which no slope biases."""
   found = np.empty_like(y)
   for i, middle in enumerate(x):
     weights = np.exp(-0.5 * ((x - middle) / _WIDTH) ** 2)
@@ -136,11 +136,11 @@ def curve_envelope(curves: Sequence[Curve]) -> dict[str, Any] | None:
   low, high = min(one.flops[0] for one in curves), max(one.flops[-1] for one in curves)
   rows = []
   for flops in np.geomspace(low, high, _GRID):
-    known = [one for one in curves if one.flops[0] <= flops <= one.flops[-1]]
+    known = [(_at(one, one.loss, flops), _at(one, one.tokens, flops), one) for one in curves
+             if one.flops[0] <= flops <= one.flops[-1]]
     if len(known) > 1:
-      at = lambda one, values: float(np.exp(np.interp(np.log(flops), np.log(one.flops), np.log(values))))
-      best = min(known, key=lambda one: at(one, one.loss))
-      rows.append((flops, at(best, best.loss), best.size, at(best, best.tokens), best.name))
+      loss, tokens, best = min(known, key=lambda row: row[0])
+      rows.append((flops, loss, best.size, tokens, best.name))
   if len({row[-1] for row in rows}) < 2:
     return None
   flops, loss, size, tokens = (np.array(column) for column in list(zip(*rows))[:4])
@@ -153,7 +153,12 @@ def curve_envelope(curves: Sequence[Curve]) -> dict[str, Any] | None:
              for name, values in (("loss", loss), ("size", size), ("tokens", tokens))}}
 
 
-def critical_batch(name: str, lines: Sequence[dict[str, Any]], batch_tokens: float, count: int) -> dict[str, Any] | None:
+def _at(one: Curve, values: np.ndarray, flops: float) -> float:
+  return float(np.exp(np.interp(np.log(flops), np.log(one.flops), np.log(values))))
+
+
+def critical_batch(name: str, lines: Sequence[dict[str, Any]], batch_tokens: float, count: int
+                   ) -> dict[str, Any] | None:
   """Returns what a run's gradients say of the critical batch size, in tokens, over the second half of its steps.
 
   The noise grows while the loss falls, and the second half is what most of the tokens are spent on. Steps are taken to

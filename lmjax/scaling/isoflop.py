@@ -94,7 +94,7 @@ BATCHES: Mapping[str, Callable] = {
     "own": lambda n, d, c, own: own,
 }
 
-# Peak learning rates, from the same, the width w, the batch b in tokens, and the experiment's own rate, width and batch.
+# Peak learning rates, from the same, the width w, the batch b in tokens, and the experiment's rate, width and batch.
 RATES: Mapping[str, Callable] = {
     "step_law": lambda n, d, c, w, b, own: 1.79 * n ** -0.713 * d ** 0.307,
     "deepseek": lambda n, d, c, w, b, own: 0.3118 * c ** -0.1250,
@@ -125,7 +125,7 @@ def lay_out(config: Config, vocab_size: int, budgets: Sequence[float] = (), dept
     budgets: FLOPs, rising; each gets some sizes around the best, or all `depths`.
     depths: rising; without budgets each is trained on tokens_per_param tokens a parameter.
     rules: by which the rest follows.
-    total: FLOPs that all runs together may cost; budgets, or depths, that no longer fit are left out, the largest first.
+    total: FLOPs that all runs together may cost; what no longer fits is left out, the largest first.
     law: what `lmjax fit` has printed; None is tokens_per_param.
 
   Returns:
@@ -200,8 +200,9 @@ class _Family:
 @functools.cache
 def _count(model: ModelConfig) -> tuple[int, int]:
   """Returns the parameters of a model, and those without embeddings."""
-  import jax
   from flax import linen as nn
+  import jax
+
   from lmjax.models.transformer import init_params, make_model
   model = dataclasses.replace(model, scan_layers=True)  # As many, and quicker to trace.
   shapes = nn.unbox(jax.eval_shape(lambda: init_params(make_model(model, "cpu"), jax.random.key(0))))
@@ -277,8 +278,8 @@ def _within(groups: list[list[Run]], total: float | None, what: str) -> list[Run
       break
     runs += group
   if not runs:
-    raise UserError(f"--total is {total:.3g} FLOPs, but the runs of the first {what} alone cost {spent:.3g}; give more, "
-                    f"a smaller {what}, or fewer --sizes.")
+    raise UserError(f"--total is {total:.3g} FLOPs, but the runs of the first {what} alone cost {spent:.3g}; give "
+                    f"more, a smaller {what}, or fewer --sizes.")
   return runs
 
 
