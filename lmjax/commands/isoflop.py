@@ -39,7 +39,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   text("batch", "step_law", "Rule of the batch: step_law, deepseek or own, the experiment's.")
   number("batch_scale", 1.0, "What that batch is multiplied by.")
   whole("batch_multiple", 1, "Sequences of which a batch is a multiple.")
-  text("rate", "step_law", "Rule of the learning rate: step_law, deepseek, width, transfer or own.")
+  text("rate", None, "Rule of the learning rate: step_law, deepseek, width, transfer or own; transfer where "
+       "config.model.parametrization is not standard, and else step_law, unless it is given.")
   number("rate_scale", 1.0, "What that rate is multiplied by.")
   number("warmup_fraction", 0.05, "Share of the steps that warm up.")
   number("tokens_per_epoch", None, "Tokens of the training data, as lmjax data prints them, to tell epochs by.")

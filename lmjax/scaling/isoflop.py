@@ -28,6 +28,7 @@ from lmjax.config import Config, ModelConfig, fill_sizes
 from lmjax.config_checks import UserError, nearest
 
 _DEEPEST = 1024
+_FEWEST_SIZES = 3  # For a parabola.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Rules:
     batch: a name in BATCHES.
     batch_scale: what that batch is multiplied by.
     batch_multiple: batches are whole multiples of so many sequences, such as the devices that share them.
-    rate: a name in RATES.
+    rate: a name in RATES; None is transfer where the experiment's parametrization makes rates transfer, else step_law.
     rate_scale: what that rate is multiplied by.
     warmup_fraction: share of the steps.
   """
@@ -53,7 +54,7 @@ class Rules:
   batch: str = "step_law"
   batch_scale: float = 1.0
   batch_multiple: int = 1
-  rate: str = "step_law"
+  rate: str | None = None
   rate_scale: float = 1.0
   warmup_fraction: float = 0.05
 
@@ -189,7 +190,8 @@ class _Family:
       what = f"The budget {budget:.3g}" if budget else f"{rules.tokens_per_param:g} tokens a parameter"
       raise UserError(f"{what} gives the model of {depth} layers {tokens:,.0f} tokens, fewer than two steps of "
                       f"{batch} sequences of {seq_len}; give more, or a smaller batch (--batch_scale).")
-    rate = rules.rate_scale * RATES[rules.rate](n, tokens, c, width, batch * seq_len, self.own)
+    rule = rules.rate or ("step_law" if size.model.parametrization == "standard" else "transfer")
+    rate = rules.rate_scale * RATES[rule](n, tokens, c, width, batch * seq_len, self.own)
     settings = {**{f"model.{name}": value for name, value in size.settings.items()}, "train.num_steps": steps,
                 "train.batch_size": batch, "optim.learning_rate": float(f"{rate:.4g}"), "optim.warmup_steps": warmup}
     tokens = steps * batch * seq_len
@@ -229,7 +231,10 @@ def _depths(family: _Family, budget: float, rules: Rules, law: Mapping[str, Any]
   center = family.size(best).num_params
   steps = range(rules.sizes)
   targets = [center * rules.span ** (2 * i / (rules.sizes - 1) - 1) for i in steps] if rules.sizes > 1 else [center]
-  return sorted({_nearest_depth(family, target) for target in targets} | {best})
+  found = {_nearest_depth(family, target) for target in targets} | {best}
+  while len(found) < min(rules.sizes, _FEWEST_SIZES):  # Where a layer more or less is too coarse for the span.
+    found.add(max(found) + 1)
+  return sorted(found)
 
 
 def _nearest_depth(family: _Family, num_params: float) -> int:
@@ -293,7 +298,7 @@ def _check(budgets: Sequence[float], depths: Sequence[int], rules: Rules, total:
     if any(not 0 < value < math.inf for value in values):
       raise UserError(f"--{name} has {min(values):g}, but each must be a finite number above 0.")
   for name, known in (("batch", BATCHES), ("rate", RATES)):
-    if (value := getattr(rules, name)) not in known:
+    if (value := getattr(rules, name)) is not None and value not in known:
       raise UserError(f"--{name} is {value!r}, which is no rule{nearest(value, known)}")
   numbers = {name: getattr(rules, name) for name in ("aspect", "tokens_per_param", "batch_scale", "rate_scale")}
   for name, value in {**numbers, "total": total}.items():
