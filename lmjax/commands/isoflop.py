@@ -60,13 +60,12 @@ def main(flag_values: flags.FlagValues) -> None:
   budgets = _numbers(flag_values.budgets, "budgets", float)
   runs = ladder.lay_out(config, budgets, _numbers(flag_values.depths, "depths", int), rules, total,
                         _law(flag_values.law))
+  if flag_values.json:
+    _write(runs, flag_values.json)
   print("\n".join(table(runs, per_epoch)))
   left_out = [f"{budget:g}" for budget in budgets if budget not in {run.budget for run in runs}]
   if left_out:
     print(f"Beyond --total={total:g} and left out: {', '.join(left_out)}.")
-  if flag_values.json:
-    with open(flag_values.json, "w") as file:
-      json.dump([dataclasses.asdict(run) for run in runs], file, indent=2)
 
 
 def table(runs: Sequence[Any], tokens_per_epoch: float | None) -> list[str]:
@@ -86,6 +85,14 @@ def table(runs: Sequence[Any], tokens_per_epoch: float | None) -> list[str]:
   widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
   return [*("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows),
           f"{len(runs)} runs, {total:.3g} FLOPs"]
+
+
+def _write(runs: Sequence[Any], path: str) -> None:
+  try:
+    with open(path, "w", encoding="utf-8") as file:
+      json.dump([dataclasses.asdict(run) for run in runs], file, indent=2)
+  except OSError as e:
+    raise UserError(f"--json={path} cannot be written ({e.strerror}); give a file in a folder that exists.") from e
 
 
 def _numbers(texts: Sequence[str], name: str, kind: type) -> list:
