@@ -213,7 +213,7 @@ def _held_out(fit: Fit, thetas: np.ndarray, largest: Runs | None, runs: Runs, se
   most = runs.points.flops.max()
   return [{"run": name, "size": float(n), "tokens": float(d), "flops": float(c), "times_largest_run": float(c / most),
            "loss": float(loss), "predicted": one["loss"], "error": float(one["loss"] / loss - 1),
-           "interval": one["interval"], "inside": one["interval"][0] <= loss <= one["interval"][1]}
+           "interval": one["interval"], "inside": bool(one["interval"][0] <= loss <= one["interval"][1])}
           for name, n, d, c, loss, one in zip(largest.names, largest.points.size, largest.points.tokens,
                                               largest.points.flops, largest.loss, told)]
 
