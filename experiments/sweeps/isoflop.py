@@ -28,7 +28,7 @@ from lmjax.sweeps.ladder import ladder
 CPU, POD = (6e10, 2e11, 6e11), (1e18, 3e18, 1e19, 3e19)
 # Budgets of the ladder, each with its depths. One layer is too few, for it cannot look up what it has seen before
 # (Olsson et al. 2022, arXiv 2209.11895).
-FITTED = {1.5e11: (2, 3), 2.7e11: (2, 3), 5e11: (2, 3), 9e11: (2, 3, 4), 1.6e12: (2, 3, 4), 2.8e12: (3, 4, 5),
+FITTED = {1.5e11: (2, 3), 2.7e11: (2, 3), 5e11: (2, 3), 9e11: (2, 3, 4), 1.6e12: (2, 3, 4), 2.8e12: (2, 3, 4),
           4.8e12: (3, 4, 5)}
 FORETOLD = {4e13: (6,)}
 
