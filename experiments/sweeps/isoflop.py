@@ -22,15 +22,15 @@ Hardware: any for `cpu`, a few minutes; two cores for `ladder`. `pod` has not be
 
 from lmjax.config import base_config
 from lmjax.models import families
-from lmjax.sweeps import Sweep, chain
+from lmjax.sweeps import Sweep, chain, product, values
 from lmjax.sweeps.ladder import ladder
 
 CPU, POD = (6e10, 2e11, 6e11), (1e18, 3e18, 1e19, 3e19)
-# Budgets of the ladder, each with its depths. One layer is too few, for it cannot look up what it has seen before
-# (Olsson et al. 2022, arXiv 2209.11895).
-FITTED = {1.5e11: (2, 3), 2.7e11: (2, 3), 5e11: (2, 3), 9e11: (2, 3, 4), 1.6e12: (2, 3, 4), 2.8e12: (2, 3, 4),
-          4.8e12: (3, 4, 5)}
-FORETOLD = {4e13: (6,)}
+# Rungs of the ladder: a budget, its depths, and how many seeds. One layer is too few, for it cannot look up what it has
+# seen before (Olsson et al. 2022, arXiv 2209.11895).
+FITTED = ((1.5e11, (2, 3), 2), (2.7e11, (2, 3), 1), (5e11, (2, 3), 2), (9e11, (2, 3, 4), 1), (1.6e12, (2, 3, 4, 5), 1),
+          (2.8e12, (2,), 1), (4.8e12, (3, 4, 5, 6), 1))
+FORETOLD = (4e13, (6,), 1)
 
 
 def get_config(size="cpu"):
@@ -57,6 +57,6 @@ def get_sweep(size="cpu"):
   if size == "pod":  # The devices share the batch.
     return Sweep(ladder(config, POD, total=1e21, batch_multiple=64))
   if size == "ladder":
-    rungs = {**FITTED, **FORETOLD}
-    return Sweep(chain(*(ladder(config, (budget,), depths) for budget, depths in rungs.items())))
+    return Sweep(chain(*(product(ladder(config, (budget,), depths), values("seed", range(seeds)))
+                         for budget, depths, seeds in (*FITTED, FORETOLD))))
   return Sweep(ladder(config, CPU, sizes=3))
