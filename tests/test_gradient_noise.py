@@ -1,4 +1,4 @@
-"""The norms that the loop records of gradients: against gradients made one by one, on every mesh, and what they cost."""
+"""The norms that the loop records of gradients: against gradients made one by one, and on a mesh."""
 
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ def recorded():
 
 @functools.cache
 def square_by_hand():
-  """Returns a function of rows' weights: the squared norm of their mean loss's gradient, without the step's machinery."""
+  """Returns a function of rows' weights: the squared norm of their mean loss's gradient, by plain JAX."""
   model, params, batch = make_setup(count=1, gradient_noise=False).model, initial_state().params, make_batch()
 
   def mean_loss(params, weights):

@@ -47,7 +47,8 @@ def get_config(size="cpu"):
   config.model.update(families.llama_style(), num_layers=2, embed_dim=32, num_heads=2, mlp_dim=96, scan_layers=False,
                       qk_norm="head", init_std=0.05, parametrization="completep", base_embed_dim=32, base_num_layers=2)
   config.data.update(tokenizer="bpe", tokenizer_vocab_size=512, seq_len=128)
-  config.optim.update(name="muon", learning_rate=0.024, schedule="linear", final_learning_rate_ratio=0.0, warmup_steps=10)
+  config.optim.update(name="muon", learning_rate=0.024, schedule="linear", final_learning_rate_ratio=0.0,
+                      warmup_steps=10)
   config.train.update(num_steps=600, batch_size=10, sample_length=0)
   config.eval.update(batch_size=64, final_num_batches=48 if size == "ladder" else 8)
   return config

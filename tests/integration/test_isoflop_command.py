@@ -52,7 +52,7 @@ def test_what_goes_beyond_the_total_is_named(capsys):
 
 @pytest.mark.parametrize("argv, message", [
     ([], r"lmjax isoflop needs --budgets"),
-    (["--budgets=1e11,much"], r"--budgets is '1e11,much', but it must be numbers with commas between, such as 1e18,3e18"),
+    (["--budgets=1e11,x"], r"--budgets is '1e11,x', but it must be numbers with commas between, such as 1e18,3e18"),
     (["--depths=2,2.5"], r"--depths is '2,2\.5', but it must be numbers with commas between, such as 4,6,8"),
     (["--budgets=1e11", "--law=nowhere.json"], r"--law=nowhere\.json cannot be read \(No such file or directory\)"),
     (["--budgets=1e11", "--tokens_per_epoch=0"], r"--tokens_per_epoch is 0, but it must be above 0"),
