@@ -23,7 +23,8 @@ from lmjax.config import settings_help
 from lmjax.config_checks import Refused, UserError, nearest
 
 COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "sweep", "report", "fit", "coordcheck")
-_ONE_PROCESS = ("generate", "convert", "sweep", "coordcheck")  # Of several, each would do the whole work and write over the others'.
+# Of several, each would do the whole work and write over the others'.
+_ONE_PROCESS = ("generate", "convert", "sweep", "coordcheck")
 
 
 def run(argv: list[str]) -> int:

@@ -15,8 +15,7 @@ import itertools
 import json
 from typing import Any
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 
 from lmjax.commands import experiment
 from lmjax.config import Config, UserError
