@@ -22,7 +22,8 @@ from lmjax.scaling import coordinate_check
 NORMS = {"layers/attention_norm/scale": "input", "layers/mlp_norm/scale": "input", "final_norm/scale": "input"}
 ATTENTION = {f"layers/attention/{name}/kernel": "hidden" for name in ("query", "key", "value", "out")}
 BIASES = {f"layers/{name}/bias": "input" for name in (
-    *(f"attention/{name}" for name in ("query", "key", "value", "out")), "mlp/up", "mlp/down", "attention_norm", "mlp_norm")}
+    *(f"attention/{name}" for name in ("query", "key", "value", "out")), "mlp/up", "mlp/down", "attention_norm",
+    "mlp_norm")}
 MLP = {f"layers/mlp/{name}/kernel": "hidden" for name in ("up", "down")}
 ROLES = {
     "llama": {"embed/embedding": "input", **NORMS, **ATTENTION, **MLP, "layers/mlp/gate/kernel": "hidden",
@@ -132,7 +133,8 @@ def test_initial_weights_follow_the_width(family):
     wanted = 1.0
     if path[-1] == "kernel":
       wanted = 0.25 if path[-2] == "head" else 0.5
-    np.testing.assert_allclose(np.std(weights) / np.std(narrow[path]), wanted, rtol=0.25 if path[-1] == "bias" else 0.05)
+    few = path[-1] == "bias"  # T5's table of buckets.
+    np.testing.assert_allclose(np.std(weights) / np.std(narrow[path]), wanted, rtol=0.25 if few else 0.05)
 
 
 def test_wider_heads_and_deeper_stacks():
