@@ -101,24 +101,27 @@ def test_factors_are_the_papers(rule):
 
 @pytest.mark.parametrize("family, optimizer", [("gpt2", "adamw"), ("t5", "muon"), ("mixtral", "sgd")])
 def test_at_the_base_size_nothing_changes(family, optimizer):
-  base = dict(base_embed_dim=64, base_num_layers=2)
-  results = []
-  for kind in ("standard", "mup", "completep"):
-    cfg = dataclasses.replace(sized(family), parametrization=kind, **base)
-    params = boxed(cfg, jax.random.key(1))
-    axes, params = partitioning.logical_axes(params), nn.unbox(params)
-    model, inputs = make_model(cfg), make_model(cfg).dummy_inputs
-    made = make_optimizer(OptimConfig(name=optimizer), axes, None, cfg)
+  standard, *others = (start_and_step(dataclasses.replace(
+      sized(family), parametrization=kind, base_embed_dim=64, base_num_layers=2), optimizer)
+                       for kind in ("standard", "mup", "completep"))
+  for other in others:
+    jax.tree.map(np.testing.assert_array_equal, standard, other)
 
-    @jax.jit
-    def step(params):
-      loss = lambda p: jnp.square(model.apply({"params": p}, *inputs) - 1).mean()
-      return made.update(jax.grad(loss)(params), made.init(params), params,
-                         {"learning_rate": 0.1, "weight_decay": 0.1}, None)[0]
 
-    results.append((params, step(params)))
-  for other in results[1:]:
-    jax.tree.map(np.testing.assert_array_equal, results[0], other)
+def start_and_step(cfg, optimizer):
+  """Returns the initial parameters of a model and those after a step."""
+  params = boxed(cfg, jax.random.key(1))
+  axes, params = partitioning.logical_axes(params), nn.unbox(params)
+  model = make_model(cfg)
+  made = make_optimizer(OptimConfig(name=optimizer), axes, None, cfg)
+
+  @jax.jit
+  def step(params):
+    loss = lambda p: jnp.square(model.apply({"params": p}, *model.dummy_inputs) - 1).mean()
+    return made.update(jax.grad(loss)(params), made.init(params), params,
+                       {"learning_rate": 0.1, "weight_decay": 0.1}, None)[0]
+
+  return params, step(params)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
