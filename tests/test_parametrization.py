@@ -99,13 +99,12 @@ def test_factors_are_the_papers(rule):
   assert {name: factor(cfg, *parameter) for name, parameter in AXES.items()} == EXPECTED[rule]
 
 
-@pytest.mark.parametrize("family, optimizer", [("gpt2", "adamw"), ("t5", "muon"), ("mixtral", "sgd")])
+@pytest.mark.parametrize("family, optimizer", [("gpt2", "adamw"), ("t5", "sgd")])
 def test_at_the_base_size_nothing_changes(family, optimizer):
-  standard, *others = (start_and_step(dataclasses.replace(
+  standard, completep = (start_and_step(dataclasses.replace(
       sized(family), parametrization=kind, base_embed_dim=64, base_num_layers=2), optimizer)
-                       for kind in ("standard", "mup", "completep"))
-  for other in others:
-    jax.tree.map(np.testing.assert_array_equal, standard, other)
+                         for kind in ("standard", "completep"))
+  jax.tree.map(np.testing.assert_array_equal, standard, completep)
 
 
 def start_and_step(cfg, optimizer):

@@ -46,6 +46,7 @@ def get_sweep(what="cpu-width"):
   _, _, widths, depths, head_dim = _SIZES[size]
   rates = grid({"optim.learning_rate": [2.0 ** power for power in range(-10, -3)]})
   if axis == "depth":
-    return Sweep(product(grid({"model.parametrization": ["mup", "completep"], "model.num_layers": list(depths)}), rates))
+    sizes = grid({"model.parametrization": ["mup", "completep"], "model.num_layers": list(depths)})
+    return Sweep(product(sizes, rates))
   sizes = zipped(values("model.embed_dim", widths), values("model.num_heads", [width // head_dim for width in widths]))
   return Sweep(product(grid({"model.parametrization": ["standard", "mup"]}), sizes, rates))

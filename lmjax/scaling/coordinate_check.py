@@ -69,8 +69,8 @@ def measure(model: Any, loss: Callable[[Any, Any, Any], Any], states: Iterable[A
     hparams: what a step takes.
 
   Returns:
-    For each state, by activation, `size`, its root mean square before the first step and after each, and `change`, that of its
-    difference to before the first, after each.
+    For each state, by activation: `size`, its root mean square before the first step and after each, and `change`,
+    that of its difference to before the first, after each.
   """
   look = jax.jit(lambda params: _activations(model, loss, params, batches[0]))
   compare = jax.jit(lambda now, first: jax.tree.map(lambda a, b: (_rms(a), _rms(a - b)), now, first))
