@@ -304,11 +304,11 @@ def _check_parametrization(model: Any, optim: Any) -> None:
   if optim.name == "sophia":
     raise UserError(f"{said}, but no rule is known for config.optim.name = sophia; set it to another such as adamw.")
   if optim.name == "sgd" and optim.clip_norm is not None:
-    raise UserError(f"{said}, but config.optim.clip_norm is {optim.clip_norm}: the norm of all gradients grows with the "
-                    "width, and SGD's steps would shrink; set it to None.")
+    raise UserError(f"{said}, but config.optim.clip_norm is {optim.clip_norm}: the norm of all gradients grows with "
+                    "the width, and SGD's steps would shrink; set it to None.")
   if optim.name == "sgd" and model.qk_norm == "head":
-    raise UserError(f"{said}, but no rule is known for SGD of the gains of config.model.qk_norm = head, which all heads "
-                    "share; set config.optim.name to another such as adamw.")
+    raise UserError(f"{said}, but no rule is known for SGD of the gains of config.model.qk_norm = head, which all "
+                    "heads share; set config.optim.name to another such as adamw.")
   if kind == "completep" and (model.block == "post" or model.architecture == "xlnet"):
     raise UserError(f"{said}, but config.model.block is post, for which no rule for depth is known; set the former to "
                     "mup, or the block to another such as pre.")

@@ -15,8 +15,7 @@ import itertools
 import json
 from typing import Any
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 
 from lmjax.commands import experiment
 from lmjax.config import Config, UserError
@@ -68,8 +67,7 @@ def main(flag_values: flags.FlagValues) -> None:
   found = {axis: {} for axis in sizes}
   for (axis, kind), each in models.items():
     logging.info("Training under %s at %s %s.", kind, axis, ", ".join(map(str, sizes[axis])))
-    runs = [[_measure(dataclasses.replace(config, model=model, seed=config.seed + seed), batches) for model in each]
-            for seed in range(flag_values.seeds)]
+    runs = [_measure(dataclasses.replace(config, model=model), batches, flag_values.seeds) for model in each]
     found[axis][kind] = {"sizes": sizes[axis], "activations": coordinate_check.summarize(sizes[axis], runs)}
   workdir = epath.Path(flag_values.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -122,7 +120,7 @@ def _prepare(config: Config, steps: int) -> tuple[Config, list[Any]]:
   return config, list(itertools.islice(batches, steps))
 
 
-def _measure(config: Config, batches: list[Any]) -> dict[str, Any]:
+def _measure(config: Config, batches: list[Any], num_seeds: int) -> list[dict[str, Any]]:
   import numpy as np
 
   from lmjax import objectives, partitioning, train
@@ -135,5 +133,6 @@ def _measure(config: Config, batches: list[Any]) -> dict[str, Any]:
     rows = [partitioning.global_batch(mesh, batch, config.train.batch_size) for batch in batches]
     loss = lambda model, params, batch: setup.objective.loss(
         model, params, objectives.balance(setup.objective, batch, config.objective), config.objective)
-    return coordinate_check.measure(setup.model, loss, train.init_state(setup), train.make_train_step(setup), rows,
-                                    hparams)
+    seeds = range(config.seed, config.seed + num_seeds)
+    states = (train.init_state(setup._replace(config=dataclasses.replace(config, seed=seed))) for seed in seeds)
+    return coordinate_check.measure(setup.model, loss, states, train.make_train_step(setup), rows, hparams)

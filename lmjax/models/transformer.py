@@ -24,7 +24,6 @@ from lmjax.models.relative import RelativeBias
 from lmjax.parametrization import base_width, branch_factor, output_factor, width_ratio
 from lmjax.partitioning import constrain
 
-
 # The collection that Flax keeps what modules make in, for a caller who asks.
 _SEEN = "intermediates"
 
@@ -324,7 +323,8 @@ class Head(nn.Module):
     cfg = self.cfg
     width = cfg.embedding_dim if cfg.head_transform else cfg.embed_dim
     if not cfg.tie_embeddings:
-      self.kernel = param(self, "kernel", nn.initializers.normal(initial_std(cfg, width / width_ratio(cfg))), (cfg.vocab_size, width),
+      init = nn.initializers.normal(initial_std(cfg, width / width_ratio(cfg)))
+      self.kernel = param(self, "kernel", init, (cfg.vocab_size, width),
                           ("vocab", "embed" if width == cfg.embed_dim else "embedding"))
     if cfg.head_bias:
       self.bias = param(self, "bias", nn.initializers.zeros, (cfg.vocab_size,), ("vocab",))

@@ -261,7 +261,8 @@ class XLNet(nn.Module):
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Projects features to logits_BTV in float32."""
     bias_V = self.head.bias if self.cfg.head_bias else None
-    return constrain(vocabulary_logits(self._scaled(x_BTD), self.output_embedding(), bias_V), "batch", "length", "act_vocab")
+    logits_BTV = vocabulary_logits(self._scaled(x_BTD), self.output_embedding(), bias_V)
+    return constrain(logits_BTV, "batch", "length", "act_vocab")
 
 
 def which_are_seen(cfg: ModelConfig, length: int, memory_len: int, segment_ids_BT: jax.Array | None,

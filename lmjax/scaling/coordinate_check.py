@@ -8,7 +8,7 @@ theory has it, so that no verdict is made of them.
 """
 
 import dataclasses
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import flax.traverse_util
 import jax
@@ -56,33 +56,35 @@ def at_depth(model: ModelConfig, depth: int) -> ModelConfig:
   return dataclasses.replace(model, num_layers=depth, num_decoder_layers=decoder)
 
 
-def measure(model: Any, loss: Callable[[Any, Any, Any], Any], state: Any, train_step: Callable,
-            batches: Iterable[Any], hparams: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-  """Trains a model for a few steps and measures its activations on the first batch.
+def measure(model: Any, loss: Callable[[Any, Any, Any], Any], states: Iterable[Any], train_step: Callable,
+            batches: Sequence[Any], hparams: Mapping[str, Any]) -> list[dict[str, dict[str, list[float]]]]:
+  """Trains a model for a few steps from each of several states and measures its activations on the first batch.
 
   Args:
     model: a Flax module.
     loss: (model, params, batch) -> anything; what it applies the model to is what is seen.
-    state: a `TrainState`, which is used up.
+    states: a `TrainState` for each seed, which is used up.
     train_step: (state, batch, hparams) -> (state, metrics).
     batches: one a step.
     hparams: what a step takes.
 
   Returns:
-    By activation, `size`, its root mean square before the first step and after each, and `change`, that of its
-    difference to before the first, after each.
+    For each state, by activation: `size`, its root mean square before the first step and after each, and `change`,
+    that of its difference to before the first, after each.
   """
-  batches = list(batches)
   look = jax.jit(lambda params: _activations(model, loss, params, batches[0]))
   compare = jax.jit(lambda now, first: jax.tree.map(lambda a, b: (_rms(a), _rms(a - b)), now, first))
-  first = look(state.params)
-  rows = [compare(first, first)]
-  for batch in batches:
-    state, _ = train_step(state, batch, hparams)
-    rows.append(compare(look(state.params), first))
-  rows = jax.device_get(rows)
-  return {name: {"size": [float(row[name][0]) for row in rows], "change": [float(row[name][1]) for row in rows[1:]]}
-          for name in first}
+  found = []
+  for state in states:
+    first = look(state.params)
+    rows = [compare(first, first)]
+    for batch in batches:
+      state, _ = train_step(state, batch, hparams)
+      rows.append(compare(look(state.params), first))
+    rows = jax.device_get(rows)
+    found.append({name: {"size": [float(row[name][0]) for row in rows],
+                         "change": [float(row[name][1]) for row in rows[1:]]} for name in first})
+  return found
 
 
 def slope(sizes: Iterable[float], values: Any) -> np.ndarray:
@@ -107,7 +109,7 @@ def summarize(sizes: list[int], runs: list[list[dict]]) -> dict[str, dict[str, A
 
   Args:
     sizes: widths or depths.
-    runs: [seeds][sizes] of what `measure` returns.
+    runs: [sizes][seeds] of what `measure` returns.
 
   Returns:
     `size` and `change`, means over the seeds by size and step; `size_slopes` and `change_slopes` by step, and `slope`,
@@ -117,7 +119,7 @@ def summarize(sizes: list[int], runs: list[list[dict]]) -> dict[str, dict[str, A
   for name in runs[0][0]:
     one = {}
     for what in ("size", "change"):
-      values = np.array([[run[name][what] for run in seed] for seed in runs])
+      values = np.array([[run[name][what] for run in seeds] for seeds in zip(*runs)])
       one[what] = np.exp2(np.log2(np.maximum(values, 1e-30)).mean(axis=0)).tolist()
       one[f"{what}_slopes"] = slope(sizes, values).tolist()
     found[name] = {"slope": one["change_slopes"][-1], **one}
