@@ -139,8 +139,8 @@ def test_it_starts_without_jax(file, lmjax_command):
     (["{file}", "--huber_delta=0"], r"--huber_delta is 0\.0, but it must be a finite number above 0"),
     (["{file}", "--flops_per_param_token=nan"], r"--flops_per_param_token is nan"),
     (["{file}", "--hold_out=-1"], r"--hold_out is -1, but it must be at least 0"),
-    (["{file}", "--size=params", "--tokens=toks", "--loss=final", "--hold_out=20"], r"--hold_out is 20, but .* has only "
-     "20 runs"),
+    (["{file}", "--size=params", "--tokens=toks", "--loss=final", "--hold_out=20"], r"--hold_out is 20, but .* has "
+     "only 20 runs"),
     (["{file}", "--best=rate", "--plot=fit.png"], r"--plot is about a law of loss"),
     (["{file}", "--size=params", "--tokens=toks", "--loss=final", "--plot=nowhere/fit.png"], r"The picture "
      r"nowhere/fit\.png cannot be written"),
