@@ -14,7 +14,7 @@ ROOT = pathlib.Path(lmjax.__file__).parent
 LAYERS = (
     ("config_checks",),
     ("config",),
-    ("partitioning", "workdir"),
+    ("partitioning", "parametrization", "workdir"),
     ("metrics", "scores", "tracking", "models", "data", "optim"),
     ("objectives", "generation", "convert", "checkpoint", "scaling"),
     ("train", "evaluate", "finetune", "plan", "report", "resume", "interrupt", "memory", "watch", "peers"),

@@ -12,7 +12,7 @@ import types
 import pytest
 
 import lmjax
-from lmjax.commands import cli, coming
+from lmjax.commands import cli
 from lmjax.config import UserError
 
 EXPERIMENT = """\
@@ -67,8 +67,8 @@ def test_no_command_prints_the_help_and_fails(capsys):
 
 def test_every_file_is_a_command_or_shared():
   files = {path.stem for path in pathlib.Path(cli.__file__).parent.glob("*.py")}
-  assert files == {*cli.COMMANDS, "__init__", "cli", "coming", "experiment", "help_text"}
-  assert {*cli.COMMANDS, *coming.COMING} == CONTRACT
+  assert files == {*cli.COMMANDS, "__init__", "cli", "experiment", "help_text"}
+  assert {*cli.COMMANDS} == CONTRACT
 
 
 @pytest.mark.parametrize("command", sorted(CONTRACT))
@@ -95,13 +95,6 @@ def test_help_of_the_settings(capsys):
   assert cli.run(["train", "--help_config"]) == 0
   out = capsys.readouterr().out
   assert "--config.optim.learning_rate=0.001" in out and "--config.seed=0" in out
-
-
-@pytest.mark.parametrize("command", sorted(coming.COMING))
-def test_what_is_coming_says_so(command, capsys):
-  assert cli.run([command, "--config=x"]) == 1
-  out, err = capsys.readouterr()
-  assert not out and err.count("\n") == 1 and f"lmjax {command} is coming" in err
 
 
 @pytest.mark.parametrize("argv, message", [
