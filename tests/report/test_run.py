@@ -12,6 +12,8 @@ import pytest
 from lmjax import config as config_lib
 from lmjax import report
 from lmjax.config import Config, OptimConfig, TrainConfig, UserError
+from lmjax.report import pictures
+from lmjax.report.run import read_run
 
 SVG_CHECK = """<script>addEventListener("load", () => {
   const drawn = [...document.querySelectorAll("figure svg")].map(svg => {
@@ -165,14 +167,14 @@ def test_a_gradient_norm_of_zero_is_drawn(tmp_path):
 
 def test_the_later_line_of_a_step_counts(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 9}\n{"step": 2, "loss": 2}\n')
-  steps, values = report.read_run(tmp_path).curves["loss"]
+  steps, values = read_run(tmp_path).curves["loss"]
   assert steps.tolist() == [1, 2] and values.tolist() == [3, 2]
 
 
 def test_a_long_run_stays_small_and_keeps_its_spike(tmp_path):
   y = np.ones(100_000)
   y[54_321] = 7.0
-  kept = report._thinned(y)
+  kept = pictures.thinned(y)
   assert len(kept) <= 800 and 54_321 in kept
   with open(tmp_path / "metrics.jsonl", "w") as f:
     for step in range(1, 20_001):
@@ -181,9 +183,9 @@ def test_a_long_run_stays_small_and_keeps_its_spike(tmp_path):
 
 
 def test_smoothing_keeps_the_length_the_start_and_a_line():
-  assert report._smoothed(np.array([5.0])).tolist() == [5.0]
+  assert pictures.smoothed(np.array([5.0])).tolist() == [5.0]
   line = np.arange(1000.0)
-  smooth = report._smoothed(line)
+  smooth = pictures.smoothed(line)
   assert smooth[:4].tolist() == [0, 1, 2, 3]
   np.testing.assert_allclose(smooth[:990], line[:990])
 

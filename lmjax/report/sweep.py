@@ -1,0 +1,1 @@
+RECORD = "sweep.json"
