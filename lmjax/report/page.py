@@ -74,6 +74,14 @@ def power(value: float | None) -> str:
   return "–" if value is None else f"{value:.2e}".replace("e+", "e")
 
 
+def duration(seconds: float) -> str:
+  """Writes 5400 as 1.5 h."""
+  for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+    if seconds >= 2 * length:
+      return f"{seconds / length:,.1f} {unit}"
+  return f"{seconds:,.1f} s"
+
+
 def large(value: float | None) -> str:
   """Writes 12345678 as 12.3 M."""
   if value is None:

@@ -3,6 +3,7 @@
 What has the gid `trial-N` becomes an element with `data-trial="N"`, by which the page's script finds it.
 """
 
+import html
 import io
 import itertools
 import re
@@ -15,6 +16,8 @@ _MAX_POINTS = 800
 # matplotlib writes these colours, the page replaces them by CSS variables that differ in light and dark mode.
 INK, _GRID, PAGE = "#010203", "#010204", "#010205"
 SERIES = [f"#0102{10 + i:02x}" for i in range(6)]
+# Those of `lmjax.scaling.plots`, which are the first series' on a light page.
+_LIGHT = ("#2166ac", "#d6604d", "#1b7837", "#8e5ea2", "#b8860b", "#35978f")
 _RANK = "#0103"
 # Curves without noise, which smoothing would only falsify.
 _EXACT = ("Learning rate",)
@@ -121,13 +124,17 @@ def _inline(svg: str, title: str) -> str:
   """Makes matplotlib's file an element of the page: its size and colours are the page's, its ids nobody else's."""
   svg = svg[svg.index("<svg"):]
   svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-  svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{title}"', svg, count=1)
+  label = html.escape(title)
+  svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', lambda m: f'{m[1]} role="img" aria-label="{label}"', svg, count=1)
   svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
   svg = re.sub(r' id="trial-(\d+)"', r' data-trial="\1"', svg)
   used = set(re.findall(r"#([\w.-]+)", svg))
   svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
   svg = svg.replace(INK, "currentColor").replace(_GRID, "var(--line)").replace(PAGE, "var(--page)")
-  for i, color in enumerate(SERIES):
-    svg = svg.replace(color, f"var(--series-{i})")
-  return re.sub(_RANK + "([0-9a-f]{2})", lambda m: f"color-mix(in oklab, var(--worst) {int(m[1], 16) / 2.55:.0f}%, "
-                "var(--best))", svg)
+  for i, colors in enumerate(zip(SERIES, _LIGHT)):
+    for color in colors:
+      svg = svg.replace(color, f"var(--series-{i})")
+  svg = re.sub(_RANK + "([0-9a-f]{2})", lambda m: f"color-mix(in oklab, var(--worst) {int(m[1], 16) / 2.55:.0f}%, "
+               "var(--best))", svg)
+  # Colours that a picture took from elsewhere: towards the ink, so that none is lost in the dark.
+  return re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda m: f"color-mix(in oklab, {m[0]} 75%, currentColor)", svg)

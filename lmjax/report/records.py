@@ -11,6 +11,7 @@ from lmjax.config_checks import UserError
 
 
 def read_json(path: epath.Path) -> Mapping[str, Any]:
+  """Returns what a file holds, or {} where there is none; raises a UserError where it is not JSON."""
   if not path.exists():
     return {}
   try:
@@ -19,9 +20,22 @@ def read_json(path: epath.Path) -> Mapping[str, Any]:
     raise UserError(f"{path} is not JSON ({e}); the report needs the file as the run wrote it.") from e
 
 
-def read_lines(path: epath.Path) -> list[Mapping[str, Any]]:
+def read_lines(path: epath.Path, most: int | None = None) -> list[Mapping[str, Any]]:
+  """Returns the records of a file with one a line.
+
+  Args:
+    path: of metrics.jsonl or samples.jsonl.
+    most: how many to return about; None is all. Evaluations, and the first and last records, are always among them.
+
+  Raises:
+    UserError: where a line is no record. The last one may be half written.
+  """
+  lines = list(enumerate(path.read_text().splitlines(keepends=True), start=1))
+  if most is not None and len(lines) > most:
+    every = -(-len(lines) // most)
+    lines = [line for line in lines if line[0] % every == 1 or line[0] > len(lines) - 3 or '/loss"' in line[1]]
   records = []
-  for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+  for number, line in lines:
     if not line.endswith("\n"):
       break  # The run is writing it now, or was killed while it did.
     try:
@@ -34,10 +48,10 @@ def read_lines(path: epath.Path) -> list[Mapping[str, Any]]:
 
 
 def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Returns (steps, values) of each metric, ordered by step; of a step that was logged twice the later line counts."""
   points: dict[str, dict[int, float]] = {}
   for record in records:
     for name, value in record.items():
       if name != "step":
-        # Of a step that was logged twice the later line counts.
         points.setdefault(name, {})[record["step"]] = math.nan if value is None else float(value)
   return {name: (np.array(sorted(of)), np.array([of[step] for step in sorted(of)])) for name, of in points.items()}

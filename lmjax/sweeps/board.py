@@ -76,6 +76,7 @@ class Board:
                       "folder of a file system, shared where several machines work on the sweep.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", ".*`gamma` has been deprecated", FutureWarning)  # There until Optuna 6.
     if sweep.driver == "gp":
       _check_torch()
     self.sweep, self.workdir = sweep, pathlib.Path(workdir).absolute()
