@@ -53,16 +53,27 @@ def _runs(workdir: epath.Path, trials: Sequence[Trial], mode: str) -> tuple[Any,
 
 
 def _isoflop(runs: Any) -> list[str]:
-  from lmjax.scaling import analysis, plots
+  from matplotlib import ticker
+
+  from lmjax.scaling import analysis, minima, plots
   found = analysis.isoflop(runs)
   if found is None:
     return []
-  points, title = runs.points, "IsoFLOP curves"
-  on = lambda axes: plots.isoflop(axes, points.flops, points.size, runs.loss, found["groups"])
+  group = minima.groups(runs.points.flops)
+  told = [i for i in range(group.max() + 1) if len(np.unique(runs.points.size[group == i])) > 2]
+  shown, title = runs.keep(np.isin(group, told)), "IsoFLOP curves"
+
+  def on(axes):
+    plots.isoflop(axes, shown.points.flops, shown.points.size, shown.loss, found["groups"])
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: large(value))
+    axes.set_ylabel("loss, nats")
   law = found["size"]
   note = ("Runs of equal compute, C = 6 N D, with parabolas in log N; crosses are their lowest points, which grow as "
           f"N = {law['coefficient']:.3g} C^{law['exponent']:.3f}{_interval(law['exponent_interval'])}.")
-  return ["<h2>Best size for a compute</h2>", figure(title, pictures.picture(title, on), note)]
+  return ["<h2>Best size for a compute</h2>",
+          f'<div class="charts">{figure(title, pictures.picture(title, on, (6, 4.2)), note)}</div>']
 
 
 def _law(runs: Any, count: Any) -> list[str]:
@@ -84,6 +95,7 @@ def _law(runs: Any, count: Any) -> list[str]:
     low, high = ahead["interval"]
     axes.errorbar([ahead["flops"]], [ahead["loss"]], [[ahead["loss"] - low], [high - ahead["loss"]]], fmt="D",
                   color=pictures.SERIES[2], capsize=4, markersize=5, label=f"{_NEXT:g} times the compute, 95%")
+    axes.set_ylabel("loss, nats")
     axes.legend(frameon=False)
   words = (f"<p>A run of {_NEXT:g} times the largest compute, {power(ahead['flops'])} FLOPs, is best at "
            f"{large(ahead['size'])} parameters and {large(ahead['tokens'])} tokens, and foretold to reach a loss of "

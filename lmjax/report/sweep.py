@@ -19,6 +19,8 @@ RECORD = "sweep.json"
 
 # How the command of a run begins in a sweep that has not written it down.
 _UNKNOWN = ("lmjax", "train", "--config=FILE")
+# Values above which they were drawn from a range, of which one is always the largest.
+_MOST_LISTED = 12
 _WITHOUT = ("failed", "diverged", "pruned", "duplicate")
 
 
@@ -118,9 +120,10 @@ def _best(sweep: SweepTrials) -> str:
   notes = []
   for field, values in trials_lib.searched([trial for trial in sweep.trials if trial.value is not None]).items():
     value = best.row.settings.get(field)
-    if field != "seed" and len(values) > 2 and trials_lib.is_number(value) and value in (values[0], values[-1]):
-      end = "smallest" if value == values[0] else "largest"
-      notes.append(f"The best {html.escape(field)}, {value:.4g}, is the {end} that was tried: the best may lie beyond.")
+    listed = trials_lib.is_number(value) and 2 < len(values) <= _MOST_LISTED
+    if listed and field != "seed" and value in (values[0], values[-1]):
+      end, shown = "smallest" if value == values[0] else "largest", trials_lib.words(value)
+      notes.append(f"The best {html.escape(field)}, {shown}, is the {end} that was tried: the best may lie beyond.")
   said = "".join(f"<li>{note}</li>" for note in notes)
   return (f"<h2>The best trial</h2><p>{html.escape(_words(best))}</p>{_command(best)}"
           + (f'<ul class="warnings">{said}</ul>' if said else ""))
@@ -146,7 +149,7 @@ def _table(sweep: SweepTrials) -> str:
 def _row(trial: Trial, fields: Sequence[str]) -> str:
   result, settings = trial.result, trial.row.settings
   cells = [_cell(trial.row.value, page_lib.number(trial.row.value))]
-  cells += [_cell(settings.get(field), _value(settings.get(field))) for field in fields]
+  cells += [_cell(settings.get(field), trials_lib.words(settings.get(field))) for field in fields]
   cells += [_cell(result.get(name), words(result.get(name))) for name, words in (
       ("num_params", page_lib.large), ("num_tokens", page_lib.large), ("train_flops", page_lib.power))]
   cells.append(_cell(trial.seconds, page_lib.duration(trial.seconds) if trial.seconds else "–"))
@@ -163,14 +166,13 @@ def _cell(value: Any, words: str) -> str:
   return f'<td data-value="{key}">{html.escape(words)}</td>'
 
 
-def _value(value: Any) -> str:
-  return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _words(trial: Trial) -> str:
-  settings = ", ".join(f"{field} = {_value(value)}" for field, value in trial.row.settings.items())
   value = "" if trial.row.value is None else f", {page_lib.number(trial.row.value)}"
-  return f"trial {trial.number}, {trial.row.state}{value}: {settings}"
+  return f"trial {trial.number}, {trial.row.state}{value}: {_settings(trial)}"
+
+
+def _settings(trial: Trial) -> str:
+  return ", ".join(f"{field} = {trials_lib.words(value)}" for field, value in trial.row.settings.items())
 
 
 def _progress(trial: Trial) -> str:
@@ -195,8 +197,7 @@ def _failures(sweep: SweepTrials) -> str:
   rows = "".join(
       f'<tr data-trial="{trial.number}"><th>{trial.number}</th><td>{html.escape(trial.row.state)}</td>'
       f'<td class="words">{html.escape(trial.row.reason or "no reason was written down")}</td>'
-      f'<td class="words">{html.escape(", ".join(f"{short(f)} = {_value(v)}" for f, v in trial.row.settings.items()))}'
-      f'</td><td>{_command(trial, folded=True)}</td></tr>'
+      f'<td class="words">{html.escape(_settings(trial))}</td><td>{_command(trial, folded=True)}</td></tr>'
       for trial in sorted(sweep.trials, key=lambda trial: trial.number) if trial.row.state in _WITHOUT)
   if not rows:
     return "<h2>Trials without a result</h2><p>None has failed, diverged or been stopped.</p>"

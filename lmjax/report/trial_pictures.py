@@ -14,6 +14,10 @@ from lmjax.report.trials import Trial, short
 # Curves in one picture; more hide each other.
 _MOST_CURVES = 60
 _CURVE_POINTS = 150
+# As many trials without a result fade to half, so that they do not hide the others.
+_FAINT = 20
+# Lengths of runs that differ by more are drawn on a logarithmic axis.
+_FAR = 8
 # Settings by whose values the metric against the learning rate is divided, those first that scale a model.
 _FIRST = ("model.embed_dim", "model.num_layers", "train.batch_size", "data.seq_len", "train.num_steps",
           "train.num_tokens")
@@ -38,7 +42,7 @@ def parallel(trials: Sequence[Trial], metric: str, mode: str) -> str:
       if trial.row.state not in ("waiting", "running", "duplicate"):
         y = [place(trial.row.settings.get(field)) for field, (_, (place, _)) in zip(fields, columns)]
         y.append(_share(trial.value, values) if trial.number in shares else 1.12)
-        _trial_line(axes, trial, range(len(y)), y, shares)
+        _trial_line(axes, trial, range(len(y)), y, shares, faint=_FAINT / (_FAINT + len(trials) - len(shares)))
     for x, (name, (_, ticks)) in enumerate([*columns, (metric, _positions(values))]):
       axes.plot([x, x], [-0.04, 1.04], color=pictures.INK, linewidth=0.8)
       for at, text in ticks:
@@ -90,8 +94,8 @@ def rates(trials: Sequence[Trial], metric: str, mode: str) -> list[str]:
               for value in (fields[field] if field else [None])}
     title = f"{metric} against learning rate" + (f", by {short(field)}" if field else "")
     on = lambda axes, field=field, groups=groups: _rates_on(axes, rate, field, groups, metric, mode)
-    note = ("A point is a trial; lines join the best of each rate (the mean over seeds), and a star is the best of "
-            "all." if not drawn else "")
+    note = ("A point is a trial; where rates were listed, lines join the best of each (the mean over seeds); a star is "
+            "the best of all." if not drawn else "")
     drawn.append(figure(html.escape(title), pictures.picture(title, on), note))
   return drawn
 
@@ -151,25 +155,29 @@ def _curves_on(axes: Any, shown: Sequence[Trial], lines: Mapping[int, tuple], sh
   low, high = min(y.min() for y in ends), max(np.quantile(y, 0.98) for y in ends)
   # A trial that diverges, and the first steps, would make the rest a flat line.
   axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.08 * (high - low) + 1e-9)
+  lengths = [x[-1] for x, _ in lines.values()]
+  if max(lengths) > _FAR * min(lengths):
+    axes.set_xscale("log")
   axes.xaxis.set_major_formatter(lambda value, _: large(value) if value >= 0 else "")
   axes.set(xlabel="tokens", ylabel=_plain(f"{name}, nats" if name.endswith("loss") else name))
   axes.tick_params(length=0)
 
 
 def _trial_line(axes: Any, trial: Trial, x: Sequence[float], y: Sequence[float], shares: Mapping[int, float],
-                marker: str | None = None) -> None:
+                marker: str | None = None, faint: float = 1.0) -> None:
   done = trial.number in shares
   line, = axes.plot(x, y, color=pictures.rank_color(shares[trial.number]) if done else pictures.INK,
-                    linewidth=1.3, alpha=0.85 if done else 0.35, marker=marker, markersize=3,
+                    linewidth=1.3 if done else 0.9, alpha=0.85 if done else 0.5 * faint, marker=marker, markersize=3,
                     linestyle="-" if done else (0, (4, 3)))
   line.set_gid(f"trial-{trial.number}")
 
 
 def _rates_on(axes: Any, rate: str, field: str | None, groups: Mapping[Any, list[Trial]], metric: str, mode: str
               ) -> None:
+  rates = sorted({trial.row.settings[rate] for group in groups.values() for trial in group})
   for color, (value, group) in zip(pictures.SERIES * 2, groups.items()):
     for trial in group:
-      point, = axes.plot([trial.row.settings[rate]], [trial.value], "o", color=color, markersize=4, alpha=0.35)
+      point, = axes.plot([trial.row.settings[rate]], [trial.value], "o", color=color, markersize=4, alpha=0.5)
       point.set_gid(f"trial-{trial.number}")
     best = {}
     for at in sorted({trial.row.settings[rate] for trial in group}):
@@ -177,14 +185,15 @@ def _rates_on(axes: Any, rate: str, field: str | None, groups: Mapping[Any, list
     if not best:
       continue
     top = (min if mode == "min" else max)(best, key=best.get)
-    label = f"{short(field)} = {value}: {top:.3g}" if field else f"best at {top:.3g}"
-    line = {"linewidth": 1.6} if len(best) <= _MOST_RATES else {"linestyle": "none"}
-    axes.plot(list(best), list(best.values()), color=color, label=_plain(label), **line)
-    axes.plot([top], [best[top]], "*", color=color, markersize=11)
-  _rate_axis(axes, sorted({trial.row.settings[rate] for group in groups.values() for trial in group}))
+    label = f"{short(field)} = {trials_lib.words(value)}: {top:.3g}" if field else f"best at {top:.3g}"
+    if len(rates) <= _MOST_RATES:
+      axes.plot(list(best), list(best.values()), color=color, linewidth=1.6)
+    axes.plot([top], [best[top]], "*", color=color, markersize=11, label=_plain(label))
+  _rate_axis(axes, rates)
   axes.set(xlabel="learning rate", ylabel=_plain(metric))
   axes.tick_params(length=0, which="both")
-  axes.legend(frameon=False, labelcolor=pictures.INK, fontsize=8, title="best at" if field else None, title_fontsize=8)
+  axes.legend(frameon=False, labelcolor=pictures.INK, fontsize=8, title="best at" if field else None, title_fontsize=8,
+              loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _rate_axis(axes: Any, found: Sequence[float]) -> None:
@@ -210,7 +219,7 @@ def _positions(values: Sequence[Any]):
     distinct = sorted(set(values))
     marks = distinct if len(distinct) <= 8 else _marks(distinct)
     place = lambda value: 0.5 if value is None else _share(value, distinct)
-    return place, [(place(mark), f"{mark:.4g}") for mark in marks]
+    return place, [(place(mark), trials_lib.words(mark)) for mark in marks]
   names = list(dict.fromkeys(map(str, values)))
   spread = lambda i: i / max(1, len(names) - 1)
   place = lambda value: spread(names.index(str(value))) if str(value) in names else 0.5

@@ -7,6 +7,7 @@ from typing import Any, Mapping, Sequence
 from etils import epath
 import numpy as np
 
+from lmjax.report.page import large
 from lmjax.report.records import curves_of, read_lines
 from lmjax.sweeps.rows import Row
 
@@ -53,8 +54,9 @@ class Trial:
 
 
 def short(field: str) -> str:
-  """Returns the last part of a setting's name."""
-  return field.rpartition(".")[2]
+  """Returns the last part of a setting's name, where that says what it is."""
+  last = field.rpartition(".")[2]
+  return field if last == "name" else last
 
 
 def searched(trials: Sequence[Trial]) -> dict[str, list[Any]]:
@@ -70,6 +72,13 @@ def searched(trials: Sequence[Trial]) -> dict[str, list[Any]]:
 def ordered(values: Sequence[Any]) -> list[Any]:
   """Returns values in their order: numbers by size, and others by what they are called."""
   return sorted(values) if all(map(is_number, values)) else sorted(values, key=str)
+
+
+def words(value: Any) -> str:
+  """Writes the value of a setting."""
+  if value is None or not isinstance(value, float):
+    return "–" if value is None else str(value)
+  return large(value) if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def is_number(value: Any) -> bool:
