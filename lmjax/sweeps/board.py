@@ -92,6 +92,8 @@ class Board:
       self._study = optuna.create_study(
           storage=self._storage, study_name=name, load_if_exists=True, pruner=_pruner(sweep),
           direction="minimize" if sweep.mode == "min" else "maximize")
+      if self._study.metric_names is None:
+        self._study.set_metric_names([sweep.metric])
       self._id = self._storage.get_study_id_from_name(name)
       self._plan()
 
