@@ -13,7 +13,7 @@ main > figure { margin-top: 1.8rem; } .charts > figure:only-child { max-width: 6
 .trials th[aria-sort=ascending] button::after { content: " \\25B2"; }
 .trials th[aria-sort=descending] button::after { content: " \\25BC"; }
 .trials thead th { position: sticky; top: 0; background: var(--page); } .trials td small { color: var(--soft); }
-.state { text-align: left; } .failed, .diverged { color: var(--bad); }
+.state, .trials thead th:nth-child(2) { text-align: left; } .failed, .diverged { color: var(--bad); }
 .trials details, .failures details { display: inline-block; margin: 0; vertical-align: top; text-align: left; }
 .trials summary, .failures summary { font-weight: normal; color: var(--soft); }
 .failures td, .failures th { vertical-align: top; text-align: left; } .failures .words { max-width: 26rem; }

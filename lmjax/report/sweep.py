@@ -81,9 +81,11 @@ def _about(sweep: SweepTrials) -> str:
   about, fields = sweep.about, trials_lib.searched(sweep.trials)
   least = "smallest" if about["mode"] == "min" else "largest"
   pruner = "" if about["pruner"] == "none" else f", stopped early by {about['pruner']}"
+  open_ones = sum(not trial.row.ended for trial in sweep.trials)
+  going_on = f" {open_ones} trials have not ended; the same lmjax sweep goes on with them." if open_ones else ""
   over = ", ".join(fields) or "nothing that differs yet"
   return (f"<p>A sweep of {html.escape(over)}: trials chosen by {about['driver']}{pruner}, the best being the {least} "
-          f"{html.escape(about['metric'])}; seed {about['seed']}.</p>")
+          f"{html.escape(about['metric'])}; seed {about['seed']}.{going_on}</p>")
 
 
 def _headline(sweep: SweepTrials) -> str:

@@ -1,10 +1,8 @@
-"""Tests of lmjax.report on run folders written by hand, and of the page in a real browser."""
+"""Tests of the page of a run, on run folders written by hand and in a real browser."""
 
 import html.parser
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -14,16 +12,7 @@ from lmjax import report
 from lmjax.config import Config, OptimConfig, TrainConfig, UserError
 from lmjax.report import pictures
 from lmjax.report.run import read_run
-
-SVG_CHECK = """<script>addEventListener("load", () => {
-  const drawn = [...document.querySelectorAll("figure svg")].map(svg => {
-    const box = svg.getBoundingClientRect();
-    const lines = [...svg.querySelectorAll("path")].filter(p => p.getBBox().width > 1 || p.getBBox().height > 1);
-    const words = [...svg.querySelectorAll("text")].filter(t => t.getBBox().width > 0);
-    return box.width > 100 && box.height > 50 && lines.length > 3 && words.length > 3;
-  });
-  document.body.dataset.drawn = JSON.stringify(drawn);
-});</script>"""
+from tests.report.browser import needs_chromium, opened
 
 
 def make_run(path, num_steps=60, *, finished=True, evaluations=True):
@@ -204,14 +193,7 @@ def test_what_is_no_run_is_told_in_a_sentence(tmp_path, make, message):
   assert not (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@needs_chromium
 def test_a_browser_draws_every_picture(tmp_path):
   page = report.write_report(make_run(tmp_path / "run")).read_text()
-  checked = tmp_path / "checked.html"
-  checked.write_text(page.replace("</body>", SVG_CHECK + "</body>"))
-  dump = subprocess.run(
-      ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-       "--disable-background-networking", "--disable-component-update", "--disable-sync",
-       f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", checked.as_uri()],
-      capture_output=True, text=True, timeout=120, check=True).stdout
-  assert json.loads(re.search(r'data-drawn="([^"]*)"', dump)[1]) == [True] * 6
+  assert opened(page, tmp_path)["drawn"] == [True] * 6

@@ -19,6 +19,7 @@ from lmjax.report.sweep import page, read_sweep
 from lmjax.sweeps import Sweep, chain, grid, log_uniform, product, values
 from lmjax.sweeps.board import Board
 from lmjax.sweeps.sweep import resolve
+from tests.report.browser import needs_chromium, opened
 from tests.report.sweeps import TRAIN, loss_of, make_sweep, write_run
 
 RATE, WIDTH, BATCH = "optim.learning_rate", "model.embed_dim", "train.batch_size"
@@ -199,6 +200,42 @@ def test_of_a_long_run_a_part_is_read(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   steps = [record["step"] for record in read_lines(tmp_path / "metrics.jsonl", 100)]
   assert len(steps) < 110 and steps[0] == 1 and steps[-1] == 5000 and 777 in steps
+
+
+IN_THE_BROWSER = """
+const heads = [...document.querySelectorAll(".trials thead button")];
+const column = i => [...document.querySelectorAll(".trials tbody tr")].map(row => row.cells[i].dataset.value);
+const press = name => heads.find(head => head.textContent === name).click();
+found.orders = [];
+for (const name of ["trial", "learning_rate", "learning_rate", "eval_loss", "eval_loss"]) {
+  press(name);
+  const at = heads.findIndex(head => head.textContent === name);
+  found.orders.push([name, heads[at].parentElement.getAttribute("aria-sort"), column(at)]);
+}
+const over = element => element.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
+over(document.querySelector("figure svg [data-trial='4'] path"));
+found.lit = [...document.querySelectorAll(".lit")].map(part => part.dataset.trial);
+found.told = document.getElementById("told").textContent;
+over(document.querySelector("h1"));
+found.left = document.querySelectorAll(".lit").length;
+found.wide = document.documentElement.scrollWidth <= innerWidth;
+"""
+
+
+@needs_chromium
+def test_in_a_browser_all_is_drawn_sorted_and_found(grid_page, tmp_path):
+  found = opened(grid_page[1], tmp_path, IN_THE_BROWSER)
+  assert found["errors"] == [] and found["drawn"] == [True] * 5 and found["wide"]
+  rates = sorted([0.003, 0.01, 0.03] * 3)
+  orders = [(name, way, [float(value) if value else None for value in column]) for name, way, column in found["orders"]]
+  assert orders[0] == ("trial", "ascending", list(range(9)))
+  assert orders[1] == ("learning_rate", "ascending", rates)
+  assert orders[2] == ("learning_rate", "descending", rates[::-1])
+  for _, way, column in orders[3:]:  # What has no value is last, whichever way.
+    assert column[-1] is None and column[:-1] == sorted(column[:-1], reverse=way == "descending")
+  # In the table, and in the pictures of settings, rates, training and evaluations.
+  assert found["lit"] == ["4"] * 5 and found["left"] == 0
+  assert found["told"].startswith("trial 4, complete, 2.") and "model.embed_dim = 64" in found["told"]
 
 
 SIZES, TOKENS = [64, 96, 128, 192, 256], [2e6, 4e6, 8e6, 16e6]
