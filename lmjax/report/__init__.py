@@ -9,6 +9,8 @@ from etils import epath
 from lmjax.config_checks import UserError
 from lmjax.workdir import write_whole
 
+_SWEEP = "sweep.json"  # What tells the folder of a sweep from that of a run.
+
 
 def write_report(workdir: epath.PathLike, storage: str | None = None) -> epath.Path:
   """Writes report.html into the workdir of a run or a sweep.
@@ -23,13 +25,14 @@ def write_report(workdir: epath.PathLike, storage: str | None = None) -> epath.P
   Raises:
     UserError: where there is neither, or nothing has been logged yet.
   """
-  from lmjax.report import run, sweep
   workdir = epath.Path(workdir)
   if not workdir.is_dir():
     raise UserError(f"There is no folder {workdir}; give the --workdir of a run or a sweep.")
-  if (workdir / sweep.RECORD).exists():
+  if (workdir / _SWEEP).exists():
+    from lmjax.report import sweep
     text = sweep.page(sweep.read_sweep(workdir, storage))
   else:
+    from lmjax.report import run
     text = run.page(run.read_run(workdir))
   path = workdir / "report.html"
   write_whole(path, text)

@@ -15,8 +15,6 @@ from lmjax.report.records import read_json, read_lines
 from lmjax.report.script import SCRIPT, STYLE
 from lmjax.report.trials import Trial, short
 
-RECORD = "sweep.json"
-
 # How the command of a run begins in a sweep that has not written it down.
 _UNKNOWN = ("lmjax", "train", "--config=FILE")
 # Values above which they were drawn from a range, of which one is always the largest.
