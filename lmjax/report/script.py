@@ -4,7 +4,8 @@ STYLE = """
 :root { --best: #0b5fa5; --worst: #f0b04a; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --best: #58b4ff; --worst: #a8641c; --bad: #ff8a80; } }
 figure { min-width: 0; } figure p { margin: .3rem 0 0; color: var(--soft); font-size: .85rem; }
-main > figure { margin-top: 1.8rem; } .charts > figure:only-child { max-width: 600px; }
+main > figure { margin-top: 1.8rem; overflow-x: auto; } main > figure svg { min-width: 640px; }
+.charts > figure:only-child { max-width: 600px; }
 .rank { display: inline-block; width: 5rem; height: .6rem; border-radius: 3px; vertical-align: baseline;
   background: linear-gradient(in oklab to right, var(--best), var(--worst)); }
 .trials { white-space: nowrap; } .trials th, .trials td { vertical-align: top; }

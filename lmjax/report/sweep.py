@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import html
 import os
+import re
 from typing import Any, Mapping, Sequence
 
 from etils import epath
@@ -17,8 +18,6 @@ from lmjax.report.trials import Trial, short
 
 # How the command of a run begins in a sweep that has not written it down.
 _UNKNOWN = ("lmjax", "train", "--config=FILE")
-# Values above which they were drawn from a range, of which one is always the largest.
-_MOST_LISTED = 12
 _WITHOUT = ("failed", "diverged", "pruned", "duplicate")
 
 
@@ -38,6 +37,11 @@ class SweepTrials:
   @property
   def best(self) -> Trial | None:
     return next((trial for trial in self.trials[:1] if trial.value is not None), None)
+
+  @property
+  def ranges(self) -> set[str]:
+    """Settings that were drawn from ranges and not from lists."""
+    return set(re.findall(r"Range\(field='([^']+)'", self.about.get("space", "")))
 
 
 def read_sweep(workdir: epath.PathLike, storage: str | None = None) -> SweepTrials:
@@ -60,14 +64,15 @@ def read_sweep(workdir: epath.PathLike, storage: str | None = None) -> SweepTria
 def page(sweep: SweepTrials) -> str:
   """Returns the page as HTML."""
   trials, metric, mode = sweep.trials, sweep.about["metric"], sweep.about["mode"]
-  charts = [*trial_pictures.rates(trials, metric, mode), *trial_pictures.curves(trials, metric, mode)]
+  charts = [*trial_pictures.rates(trials, metric, mode, sweep.ranges),
+            *trial_pictures.curves(trials, metric, mode)]
   told = trials_lib.importance(trials)
   if isinstance(told, str):
     matters = f"<h2>Importance of settings</h2><p>{told}</p>"
   else:
     charts, matters = [*charts, trial_pictures.importance(told[1], told[0])], ""
   return page_lib.page(sweep.workdir.name, [
-      _about(sweep), _headline(sweep), _best(sweep), trial_pictures.parallel(trials, metric, mode),
+      _about(sweep), _headline(sweep), _best(sweep), trial_pictures.parallel(trials, metric, mode, sweep.ranges),
       f'<div class="charts">{"".join(charts)}</div>' if charts else "", matters,
       *laws.sections(sweep.workdir, trials, mode), _table(sweep), _failures(sweep),
       page_lib.config_table(sweep.about.get("config", {})),
@@ -120,8 +125,8 @@ def _best(sweep: SweepTrials) -> str:
   notes = []
   for field, values in trials_lib.searched([trial for trial in sweep.trials if trial.value is not None]).items():
     value = best.row.settings.get(field)
-    listed = trials_lib.is_number(value) and 2 < len(values) <= _MOST_LISTED
-    if listed and field != "seed" and value in (values[0], values[-1]):
+    ordered = trials_lib.is_number(value) and len(values) > 2 and field not in {"seed", *sweep.ranges}
+    if ordered and value in (values[0], values[-1]):
       end, shown = "smallest" if value == values[0] else "largest", trials_lib.words(value)
       notes.append(f"The best {html.escape(field)}, {shown}, is the {end} that was tried: the best may lie beyond.")
   said = "".join(f"<li>{note}</li>" for note in notes)
@@ -180,7 +185,8 @@ def _progress(trial: Trial) -> str:
   path = trial.folder / "metrics.jsonl"
   if trial.row.state != "running" or not path.exists() or not (records := read_lines(path, 2)):
     return ""
-  of = read_json(trial.folder / "config.json").get("train", {}).get("num_steps")
+  config = read_json(trial.folder / "config.json")
+  of = config["train"]["num_steps"] if "train" in config else None
   return f"step {records[-1]['step']:,}" + (f" of {of:,}" if of else "")
 
 

@@ -2,7 +2,7 @@
 
 import html
 import math
-from typing import Any, Mapping, Sequence
+from typing import Any, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from lmjax.report.trials import Trial, short
 # Curves in one picture; more hide each other.
 _MOST_CURVES = 60
 _CURVE_POINTS = 150
+# Heights of what has no place between a setting's smallest and largest value, or a metric's.
+_NOT_SET, _NO_RESULT = -0.1, 1.12
 # As many trials without a result fade to half, so that they do not hide the others.
 _FAINT = 20
 # Lengths of runs that differ by more are drawn on a logarithmic axis.
@@ -22,35 +24,42 @@ _FAR = 8
 _FIRST = ("model.embed_dim", "model.num_layers", "train.batch_size", "data.seq_len", "train.num_steps",
           "train.num_tokens")
 _MOST_GROUPS, _MOST_DIVISIONS = 8, 4
-# Learning rates above which they were drawn and not listed, so that a line through them would say nothing.
-_MOST_RATES = 16
 _SCALE = '<span class="rank" role="img" aria-label="from the best to the worst"></span>'
 
 
-def parallel(trials: Sequence[Trial], metric: str, mode: str) -> str:
-  """Returns the picture of all trials, a line each through its settings to its metric."""
+def parallel(trials: Sequence[Trial], metric: str, mode: str, ranges: Collection[str]) -> str:
+  """Returns the picture of all trials, a line each through its settings to its metric.
+
+  Args:
+    trials: of a sweep.
+    metric: its name.
+    mode: min or max.
+    ranges: settings that were drawn from ranges, and so have ticks at round distances, not at their values.
+  """
   fields = trials_lib.searched(trials)
   shares = ranks(trials, mode)
   if not fields or not shares:
     return ""
   values = [trial.value for trial in trials if trial.number in shares]
-  columns = [(short(field), _positions(found)) for field, found in fields.items()]
+  columns = [(short(field), _positions(found, field in ranges)) for field, found in fields.items()]
 
   def on(axes):
     worst_first = sorted(trials, key=lambda trial: -shares.get(trial.number, 2.0))
     for trial in worst_first:
       if trial.row.state not in ("waiting", "running", "duplicate"):
         y = [place(trial.row.settings.get(field)) for field, (_, (place, _)) in zip(fields, columns)]
-        y.append(_share(trial.value, values) if trial.number in shares else 1.12)
+        y.append(_share(trial.value, values) if trial.number in shares else _NO_RESULT)
         _trial_line(axes, trial, range(len(y)), y, shares, faint=_FAINT / (_FAINT + len(trials) - len(shares)))
-    for x, (name, (_, ticks)) in enumerate([*columns, (metric, _positions(values))]):
+    for x, (name, (_, ticks)) in enumerate([*columns, (metric, _positions(values, True))]):
       axes.plot([x, x], [-0.04, 1.04], color=pictures.INK, linewidth=0.8)
       for at, text in ticks:
         _word(axes, text, x, at)
-      axes.annotate(_plain(name), (x, -0.1), ha="center", va="top", fontsize=8, fontweight="bold")
+      if x < len(columns) and any(list(fields)[x] not in trial.row.settings for trial in trials):
+        _word(axes, "not set", x, _NOT_SET)
+      axes.annotate(_plain(name), (x, -0.16), ha="center", va="top", fontsize=8, fontweight="bold")
     if any(trial.row.state in ("pruned", "diverged", "failed") for trial in trials):
-      _word(axes, "no result", len(columns), 1.12)
-    axes.set(xlim=(-0.25, len(columns) + 0.45), ylim=(-0.18, 1.16), xticks=[], yticks=[])
+      _word(axes, "no result", len(columns), _NO_RESULT)
+    axes.set(xlim=(-0.25, len(columns) + 0.45), ylim=(-0.24, 1.16), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.grid(False)
   size = (max(9.0, 1.7 * (len(columns) + 1)), 3.8)
@@ -78,22 +87,30 @@ def curves(trials: Sequence[Trial], metric: str, mode: str) -> list[str]:
   return drawn
 
 
-def rates(trials: Sequence[Trial], metric: str, mode: str) -> list[str]:
-  """Returns pictures of the metric against the learning rate, one for each setting that divides the trials."""
+def rates(trials: Sequence[Trial], metric: str, mode: str, ranges: Collection[str]) -> list[str]:
+  """Returns pictures of the metric against the learning rate, one for each setting that divides the trials.
+
+  Args:
+    trials: of a sweep.
+    metric: its name.
+    mode: min or max.
+    ranges: settings that were drawn from ranges; lines join only what was listed.
+  """
   done = [trial for trial in trials if trial.value is not None]
   fields = trials_lib.searched(done)
   rate = next((field for field in fields if short(field) == "learning_rate"), None)
   if rate is None:
     return []
   done = [trial for trial in done if rate in trial.row.settings]
-  divisions = [field for field, values in fields.items() if field not in (rate, "seed") and len(values) <= _MOST_GROUPS]
+  divisions = [field for field, values in fields.items()
+               if field not in {rate, "seed", *ranges} and len(values) <= _MOST_GROUPS]
   divisions.sort(key=lambda field: _FIRST.index(field) if field in _FIRST else len(_FIRST))
   drawn = []
   for field in divisions[:_MOST_DIVISIONS] or [None]:
     groups = {value: [trial for trial in done if field is None or trial.row.settings.get(field) == value]
               for value in (fields[field] if field else [None])}
     title = f"{metric} against learning rate" + (f", by {short(field)}" if field else "")
-    on = lambda axes, field=field, groups=groups: _rates_on(axes, rate, field, groups, metric, mode)
+    on = lambda axes, field=field, groups=groups: _rates_on(axes, rate, field, groups, metric, mode, rate in ranges)
     note = ("A point is a trial; where rates were listed, lines join the best of each (the mean over seeds); a star is "
             "the best of all." if not drawn else "")
     drawn.append(figure(html.escape(title), pictures.picture(title, on), note))
@@ -172,9 +189,9 @@ def _trial_line(axes: Any, trial: Trial, x: Sequence[float], y: Sequence[float],
   line.set_gid(f"trial-{trial.number}")
 
 
-def _rates_on(axes: Any, rate: str, field: str | None, groups: Mapping[Any, list[Trial]], metric: str, mode: str
-              ) -> None:
-  rates = sorted({trial.row.settings[rate] for group in groups.values() for trial in group})
+def _rates_on(axes: Any, rate: str, field: str | None, groups: Mapping[Any, list[Trial]], metric: str, mode: str,
+              drawn: bool) -> None:
+  found = sorted({trial.row.settings[rate] for group in groups.values() for trial in group})
   for color, (value, group) in zip(pictures.SERIES * 2, groups.items()):
     for trial in group:
       point, = axes.plot([trial.row.settings[rate]], [trial.value], "o", color=color, markersize=4, alpha=0.5)
@@ -186,23 +203,22 @@ def _rates_on(axes: Any, rate: str, field: str | None, groups: Mapping[Any, list
       continue
     top = (min if mode == "min" else max)(best, key=best.get)
     label = f"{short(field)} = {trials_lib.words(value)}: {top:.3g}" if field else f"best at {top:.3g}"
-    if len(rates) <= _MOST_RATES:
+    if not drawn:
       axes.plot(list(best), list(best.values()), color=color, linewidth=1.6)
     axes.plot([top], [best[top]], "*", color=color, markersize=11, label=_plain(label))
-  _rate_axis(axes, rates)
+  _rate_axis(axes, None if drawn else found)
   axes.set(xlabel="learning rate", ylabel=_plain(metric))
   axes.tick_params(length=0, which="both")
   axes.legend(frameon=False, labelcolor=pictures.INK, fontsize=8, title="best at" if field else None, title_fontsize=8,
               loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _rate_axis(axes: Any, found: Sequence[float]) -> None:
-  """Makes the x axis logarithmic, with ticks at the rates themselves where they are few."""
+def _rate_axis(axes: Any, listed: Sequence[float] | None) -> None:
+  """Makes the x axis logarithmic, with ticks at the rates themselves where they were listed."""
   from matplotlib import ticker
   axes.set_xscale("log")
-  every = -(-len(found) // 6)
-  few = ticker.FixedLocator(found[::every]) if len(found) <= _MOST_RATES else ticker.LogLocator(subs=(1, 3))
-  axes.xaxis.set_major_locator(few)
+  axes.xaxis.set_major_locator(ticker.FixedLocator(listed[::-(-len(listed) // 6)]) if listed else
+                               ticker.LogLocator(subs=(1, 2, 5)))
   axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
   axes.xaxis.set_minor_locator(ticker.NullLocator())
 
@@ -213,16 +229,16 @@ def _word(axes: Any, text: Any, x: float, y: float) -> None:
                 bbox={"boxstyle": "square,pad=0.1", "facecolor": pictures.PAGE, "edgecolor": "none", "alpha": 0.75})
 
 
-def _positions(values: Sequence[Any]):
+def _positions(values: Sequence[Any], drawn: bool):
   """Returns a function from a value to its height, 0 to 1, and the (height, text) of ticks."""
   if all(map(trials_lib.is_number, values)):
     distinct = sorted(set(values))
-    marks = distinct if len(distinct) <= 8 else _marks(distinct)
-    place = lambda value: 0.5 if value is None else _share(value, distinct)
+    marks = distinct if len(distinct) <= _MOST_GROUPS and not drawn else _marks(distinct)
+    place = lambda value: _NOT_SET if value is None else _share(value, distinct)
     return place, [(place(mark), trials_lib.words(mark)) for mark in marks]
   names = list(dict.fromkeys(map(str, values)))
   spread = lambda i: i / max(1, len(names) - 1)
-  place = lambda value: spread(names.index(str(value))) if str(value) in names else 0.5
+  place = lambda value: spread(names.index(str(value))) if str(value) in names else _NOT_SET
   return place, [(spread(i), name[:24]) for i, name in enumerate(names)]
 
 
