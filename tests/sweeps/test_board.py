@@ -75,7 +75,7 @@ def runs_to_the_best(driver, space, loss, seed, folder):
   """Returns after how many runs a sweep has reached the best of the 64 points."""
   best = min(loss({RATE: rate, DECAY: decay}) for rate in RATES for decay in DECAYS)
   run = always(loss)
-  work(Board(resolve(Sweep(space, driver=driver, num_trials=24, seed=seed)), folder), run)
+  work(Board(resolve(Sweep(space, driver=driver, num_trials=20, seed=seed)), folder), run)
   return next((i + 1 for i, settings in enumerate(run.seen) if loss(settings) <= best + 1e-12), math.inf)
 
 
