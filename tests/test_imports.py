@@ -17,8 +17,9 @@ LAYERS = (
     ("partitioning", "parametrization", "workdir"),
     ("metrics", "scores", "tracking", "models", "data", "optim"),
     ("objectives", "generation", "convert", "checkpoint", "scaling"),
-    ("train", "evaluate", "finetune", "plan", "report", "resume", "interrupt", "memory", "watch", "peers"),
+    ("train", "evaluate", "finetune", "plan", "resume", "interrupt", "memory", "watch", "peers"),
     ("sweeps",),
+    ("report",),
     ("commands",),
     ("__init__", "__main__"),
 )

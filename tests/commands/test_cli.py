@@ -221,7 +221,7 @@ def test_as_a_program_from_any_folder(tmp_path):
   done = subprocess.run([sys.executable, "-m", "lmjax", "report", "--workdir=nowhere"], cwd=tmp_path, timeout=60,
                         env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (2, "")
-  assert done.stderr == "lmjax: error: There is no folder nowhere; give the --workdir of a run.\n"
+  assert done.stderr == "lmjax: error: There is no folder nowhere; give the --workdir of a run or a sweep.\n"
 
 
 def test_a_reader_that_stops_early_is_no_error():
