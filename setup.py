@@ -39,7 +39,7 @@ setuptools.setup(
         "ml-collections>=1.1",
         "numpy>=2",
         "optax>=0.2.8",
-        "optuna>=5",
+        "optuna>=5,<6",
         "orbax-checkpoint>=0.12.8",
         "pyarrow",
         "rouge-score",

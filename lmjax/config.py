@@ -174,6 +174,16 @@ class ModelConfig:
                       "of its inputs (fan_in, T5).", choices=("normal", "fan_in"))
   scale_residual_init: bool = setting(
       True, "Whether projections into the residual stream start smaller by sqrt(2 * num_layers), as in GPT-2.")
+  parametrization: str = setting(
+      "standard", "How initial weights, multipliers and learning rates follow the size: not, by width (mup), or by "
+      "width and depth (completep), relative to a base size; see lmjax/parametrization.py.",
+      choices=("standard", "mup", "completep"))
+  base_embed_dim: int | None = setting(
+      None, "embed_dim at the base size, with which mlp_dim, the heads times head_dim and embedding_dim grow.", low=1,
+      high=_MAX_SIZE)
+  base_head_dim: int | None = setting(None, "head_dim at the base size; None means that it is the same.", low=1,
+                                      high=_MAX_SIZE)
+  base_num_layers: int | None = setting(None, "num_layers at the base size, for completep.", low=1, high=_MAX_SIZE)
   attention_impl: str = setting("auto", "Attention kernel: all scores at once (xla), a block at a time in plain JAX "
                                 "(chunked), fused for NVIDIA (cudnn) or TPUs (splash); auto chooses by platform.",
                                 choices=("auto", "xla", "chunked", "cudnn", "splash"))
@@ -339,6 +349,9 @@ class TrainConfig:
   num_epochs: float | None = setting(None, "Length of the run.", unit="epochs", above=0)
   batch_size: int = setting(16, "Sequences of a step over all devices.", unit="sequences", low=1, high=_MAX_SIZE)
   grad_accum_steps: int = setting(1, "Microbatches a batch is split into.", low=1)
+  gradient_noise: bool = setting(
+      False, "Whether the sizes of the gradients of microbatches and of whole batches are recorded, from which "
+      "lmjax fit tells the critical batch size; needs grad_accum_steps of 2 or more.")
   ema_decay: float = setting(0.0, "Decay of the moving average of the weights; 0 keeps none.", low=0, high=0.99999999)
   on_nonfinite: str = setting("stop", "What a loss or gradient that is not finite does; its update is never applied.",
                               choices=("stop", "skip"))
@@ -370,7 +383,8 @@ class EvalConfig:
   best_metric: str | None = setting(
       None, "Metric of the evaluations in the loop, such as validation/loss, by which the best checkpoint is kept and "
       "is the one that is read; None keeps the newest only.")
-  best_mode: str = setting("min", "Whether the best is the smallest or the largest.", choices=("min", "max"))
+  best_mode: str | None = setting(
+      None, "Whether the best is the smallest or the largest; None follows from the metric.", choices=("min", "max"))
   best_min_change: float = setting(0.0, "What is better by no more than this does not count as better.", low=0)
   patience: int | None = setting(
       None, "Evaluations without a better best_metric after which training stops; None never stops it.", low=1)
@@ -553,9 +567,10 @@ def electra_parts(model: ModelConfig) -> tuple[ModelConfig, ModelConfig]:
   heads = max(1, round(model.generator_fraction * model.num_heads))
   share = lambda size: max(1, size * heads // model.num_heads)
   discriminator = dataclasses.replace(model, architecture="encoder", generator_fraction=0.25)
+  base = model.base_embed_dim and share(model.base_embed_dim)
   generator = dataclasses.replace(
       discriminator, head="lm", pooler="none", num_heads=heads, num_kv_heads=share(model.num_kv_heads),
-      embed_dim=share(model.embed_dim), mlp_dim=share(model.mlp_dim))
+      embed_dim=share(model.embed_dim), mlp_dim=share(model.mlp_dim), base_embed_dim=base)
   return generator, discriminator
 
 

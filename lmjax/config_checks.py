@@ -116,6 +116,7 @@ def check_combinations(config: Any) -> None:
       raise UserError("The length of the run is not set; set one of config.train.num_steps, num_tokens, num_epochs.")
   _check_model(config.model, config.data.seq_len)
   _check_architecture(config.model)
+  _check_parametrization(config.model, config.optim)
   if config.eval.patience is not None and config.eval.best_metric is None:
     raise UserError("config.eval.patience is set, but config.eval.best_metric is None; name the metric to wait for, "
                     "such as validation/loss.")
@@ -131,6 +132,9 @@ def check_combinations(config: Any) -> None:
   if train.batch_size % train.grad_accum_steps:
     raise UserError(f"config.train.batch_size is {train.batch_size}, which config.train.grad_accum_steps = "
                     f"{train.grad_accum_steps} does not divide.")
+  if train.gradient_noise and train.grad_accum_steps < 2:
+    raise UserError("config.train.gradient_noise compares microbatches with whole batches, but "
+                    "config.train.grad_accum_steps is 1; set it to 2 or more, or gradient_noise to False.")
   mixed = (data.tasks, "tasks", "tasks") if data.tasks else (split_sources(data.source), "sources", "source")
   for name, weights in (("data.weights", data.weights), ("objective.task_weights", config.objective.task_weights)):
     if weights and len(weights) != len(mixed[0]):
@@ -286,6 +290,31 @@ def _check_model(model: Any, seq_len: int) -> None:
   if model.position == "learned" and model.max_positions and model.max_positions < seq_len:
     raise UserError(f"config.data.seq_len is {seq_len}, more than the {model.max_positions} learned positions of "
                     "config.model.max_positions; shorten the one or raise the other.")
+
+
+def _check_parametrization(model: Any, optim: Any) -> None:
+  kind = model.parametrization
+  said = f"config.model.parametrization is {kind}"
+  if kind == "standard":
+    return
+  for name, needed in (("base_embed_dim", ("mup", "completep")), ("base_num_layers", ("completep",))):
+    if kind in needed and getattr(model, name) is None:
+      raise UserError(f"{said}, which is relative to a base size, but config.model.{name} is None; set it to the "
+                      f"{name.removeprefix('base_')} at which the learning rate was tuned.")
+  if optim.name == "sophia":
+    raise UserError(f"{said}, but no rule is known for config.optim.name = sophia; set it to another such as adamw.")
+  if optim.name == "sgd" and optim.clip_norm is not None:
+    raise UserError(f"{said}, but config.optim.clip_norm is {optim.clip_norm}: the norm of all gradients grows with "
+                    "the width, and SGD's steps would shrink; set it to None.")
+  if optim.name == "sgd" and model.qk_norm == "head":
+    raise UserError(f"{said}, but no rule is known for SGD of the gains of config.model.qk_norm = head, which all "
+                    "heads share; set config.optim.name to another such as adamw.")
+  if kind == "completep" and (model.block == "post" or model.architecture == "xlnet"):
+    raise UserError(f"{said}, but config.model.block is post, for which no rule for depth is known; set the former to "
+                    "mup, or the block to another such as pre.")
+  if kind == "completep" and model.num_decoder_layers not in (None, model.num_layers):
+    raise UserError(f"{said}, but config.model.num_decoder_layers is {model.num_decoder_layers} and num_layers "
+                    f"{model.num_layers}, which have one base; make them equal.")
 
 
 def _check_remat(model: Any) -> None:

@@ -16,6 +16,7 @@ from lmjax.config import Config, MeshConfig
 from lmjax.config_checks import UserError, check_objective, nearest
 from lmjax.data.task import Task
 from lmjax.models.transformer import init_params, make_model
+from lmjax.workdir import read_labels
 
 
 class Evaluator:
@@ -56,8 +57,9 @@ class Evaluator:
       yield "tasks/average", scores.glue_average(averaged)
 
   def _tokens_per_byte(self, examples: Any) -> float | None:
-    # Others leave some of the text out of their loss.
-    return examples.num_tokens / examples.num_bytes if self._config.objective.name == "causal_lm" else None
+    # Others leave some of the text out of their loss, or put something in.
+    whole = self._config.objective.name in ("causal_lm", "multi_token")
+    return examples.num_tokens / examples.num_bytes if whole else None
 
   def _of_task(self, task: Task, values: dict[str, float]) -> dict[str, float]:
     """Returns the loss of one task, which with several heads is a term of the loss, and nothing that is no metric."""
@@ -126,7 +128,7 @@ def evaluate_workdir(workdir: str, step: int | None = None, sets: list[str] | No
   tokenizer = epath.Path(workdir) / "tokenizer.json"
   if tokenizer.exists():  # The one the model knows, whatever has become of the text it was trained on.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(tokenizer)))
-  data = pipeline.open_data(config, *objectives.text_needs(config))
+  data = pipeline.open_data(config, *objectives.text_needs(config), labels=read_labels(workdir))
   for name in sets or ():
     if name not in data.eval_sets:
       raise UserError(f"{workdir} has no evaluation set {name!r}{nearest(name, data.eval_sets)}")

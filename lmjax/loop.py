@@ -54,7 +54,7 @@ class Run:
     self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
     self.past, self.clock, self.others, self.evaluator, self.numbers = past, clock, others, evaluator, numbers
     self.config = setup.config
-    self.flops_per_token = metrics.flops_per_token(self.config.model, self.config.data.seq_len)
+    self.flops_per_token = objectives.flops_per_token(self.config)
     self.tokens_per_step = self.config.train.batch_size * self.config.data.seq_len
     self.schedule = make_schedule(self.config.optim, self.config.train.num_steps)
     self.loss, self.best = past.loss, past.best
@@ -184,7 +184,7 @@ class Run:
     from lmjax.generation import generate
     tokens = generate(self.setup.model, params, [prompt], max_new_tokens=length,
                       temperature=0.8, top_p=0.95, seed=self.config.seed, eos_id=tokenizer.eos_id,
-                      vocab_size=tokenizer.size)
+                      vocab_size=tokenizer.size, both_sides=self.config.objective.name == "prefix_lm")
     self.tracker.sample(step, train.sample_prompt, tokenizer.decode(tokens[0]))
 
   def _result(self, status: str, step: int, eval_loss: float | None = None, bits_per_byte: float | None = None,

@@ -63,7 +63,7 @@ def count_active(params: Any, cfg: ModelConfig) -> int:
   return count_params(params) - experts + experts * cfg.experts_per_token // cfg.num_experts
 
 
-def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
+def flops_per_token(cfg: ModelConfig, seq_len: int, predicted: float | None = None) -> float:
   """Returns the FLOPs of training on one token: forward and backward, averaged over the positions of a sequence.
 
   With D the width, F the MLP's, V the vocabulary, N and K heads of width H, L layers and S the mean number of keys a
@@ -73,16 +73,18 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   expert come besides. Layers that share parameters each count. A token of an encoder-decoder is one of the decoder, and
   with it one of an encoder's text of the same length. Of XLNet it is the content stream without memory, with 6 L S N H
   at the end; the keys of distances, which are made once for a batch, are left out. Of an ELECTRA it is generator and
-  discriminator.
+  discriminator. What is done at chosen places alone counts by their share of the tokens: the head of a language model,
+  and XLNet's query stream, which without such places there is not.
 
   Args:
     cfg: with its sizes resolved.
     seq_len: T.
+    predicted: share of the tokens that are predicted at chosen places; None where all tokens are.
   """
   if cfg.architecture == "encoder_decoder":
     return flops_per_example(cfg, seq_len, seq_len) / seq_len
   if cfg.architecture == "electra":
-    return sum(flops_per_token(part, seq_len) for part in electra_parts(cfg))
+    return sum(flops_per_token(part, seq_len, predicted) for part in electra_parts(cfg))
   D, N, H = cfg.embed_dim, cfg.num_heads, cfg.head_dim
   pattern = cfg.attention_pattern or ("local",)
   windows = [seq_len if pattern[i % len(pattern)] == "global" else min(cfg.attention_window or seq_len, seq_len)
@@ -93,19 +95,28 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
   # Of a query and a key, and of their weight and a value; in XLNet of a query and a distance too.
   products = 3 if cfg.architecture == "xlnet" else 2
   per_layer = 2 * (_attention_products(cfg) + _mlp_products(cfg)) + 2 * products * mean_keys * N * H
+  if cfg.architecture == "xlnet" and predicted is not None:  # Its keys and values are those of the content stream.
+    per_layer += predicted * (2 * (2 * D * N * H + _mlp_products(cfg)) + 2 * products * mean_keys * N * H)
   further = cfg.num_future - 1  # Each has a block, and the output projection once more.
-  outer = _outer_products(cfg, seq_len) + further * D * cfg.vocab_size
+  outer = _outer_products(cfg, seq_len, predicted) + further * D * cfg.vocab_size
   return 3.0 * ((cfg.num_layers + further) * per_layer + 2 * outer)
 
 
-def linear_flops_per_token(cfg: ModelConfig) -> float:
-  """Returns the part of `flops_per_token` that is in the linear maps of the blocks."""
+def linear_flops_per_token(cfg: ModelConfig, written: float = 1.0) -> float:
+  """Returns the part of `flops_per_token` that is in the linear maps of the blocks.
+
+  Args:
+    cfg: with its sizes resolved.
+    written: of an encoder-decoder, tokens of the decoder for each of the encoder.
+  """
   if cfg.architecture == "electra":
     return sum(map(linear_flops_per_token, electra_parts(cfg)))
-  blocks, crossed = cfg.num_layers + cfg.num_future - 1, 0
+  attention, mlp = _attention_products(cfg), _mlp_products(cfg)
+  blocks = (cfg.num_layers + cfg.num_future - 1) * (attention + mlp)
   if cfg.architecture == "encoder_decoder":
-    blocks, crossed = blocks + cfg.num_decoder_layers, cfg.num_decoder_layers
-  return 6.0 * (blocks * (_attention_products(cfg) + _mlp_products(cfg)) + crossed * _attention_products(cfg))
+    crossed = 2 * cfg.embed_dim * cfg.head_dim * (written * cfg.num_heads + cfg.num_kv_heads)
+    blocks += cfg.num_decoder_layers * (written * (attention + mlp) + crossed)
+  return 6.0 * blocks
 
 
 def _attention_products(cfg: ModelConfig) -> int:
@@ -122,10 +133,10 @@ def _mlp_products(cfg: ModelConfig) -> int:
   return per_unit * active + D * cfg.num_experts + (D if cfg.shared_expert_dim else 0)
 
 
-def _outer_products(cfg: ModelConfig, seq_len: int) -> float:
+def _outer_products(cfg: ModelConfig, seq_len: int, predicted: float | None) -> float:
   """Returns the multiplications of a token outside the blocks; what is done once a sequence is shared by its tokens."""
   D, V, E = cfg.embed_dim, cfg.vocab_size, cfg.embedding_dim or cfg.embed_dim
-  transformed = D * E + E * V if cfg.head_transform else D * V
+  transformed = (D * E + E * V if cfg.head_transform else D * V) * (1.0 if predicted is None else predicted)
   pooler, labels = D * D if cfg.pooler != "none" else 0, cfg.num_labels or 0
   heads = {"lm": transformed, "pretraining": transformed + (pooler + 2 * D) / seq_len,
            "sentence": (pooler + 2 * D) / seq_len, "sequence": (pooler + D * labels) / seq_len,
@@ -133,7 +144,7 @@ def _outer_products(cfg: ModelConfig, seq_len: int) -> float:
            "pooled": 0, "none": pooler / seq_len}
   if cfg.head == "tasks":
     parts = (dataclasses.replace(cfg, head=head, num_labels=count) for _, head, count in cfg.task_heads)
-    return sum(_outer_products(part, seq_len) for part in parts)
+    return sum(_outer_products(part, seq_len, predicted) for part in parts)
   return heads[cfg.head] + (E * D if E != D else 0)
 
 

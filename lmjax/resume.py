@@ -37,7 +37,8 @@ FIXED = (
     "model.attention_scale", "model.attention_window", "model.attention_pattern", "model.attention_softcap",
     "model.logit_softcap", "model.head", "model.pooler", "model.num_labels", "model.head_transform", "model.head_bias",
     "model.tie_embeddings", "model.scale_embeddings", "model.scale_logits", "model.init_std", "model.init",
-    "model.scale_residual_init", "model.param_dtype")
+    "model.scale_residual_init", "model.parametrization", "model.base_embed_dim", "model.base_head_dim",
+    "model.base_num_layers", "model.param_dtype")
 
 # They change what is learned from here on, which is what a researcher may want: a longer run, another learning rate
 # after a spike, more dropout. The run says so, once, in a warning. Another num_steps bends the rest of the schedule.
@@ -57,8 +58,8 @@ WARNED = (
 
 # They change how the numbers are computed, kept and shown, and not what they are but for rounding.
 FREE = (
-    "train.grad_accum_steps", "train.on_nonfinite", "train.log_every_steps", "train.sample_prompt",
-    "train.sample_length", "train.compilation_cache", "train.watchdog_seconds",
+    "train.grad_accum_steps", "train.gradient_noise", "train.on_nonfinite", "train.log_every_steps",
+    "train.sample_prompt", "train.sample_length", "train.compilation_cache", "train.watchdog_seconds",
     "model.attention_impl", "model.context_attention", "model.remat_policy", "model.remat_save", "model.remat_offload",
     "model.stage_microbatches", "model.stage_repeats", "model.scan_layers", "objective.loss_chunk", "optim.offload",
     "data.data_dir", "data.cache_dir", "data.num_workers", "data.prefetch",

@@ -209,6 +209,14 @@ HIGHER_IS_BETTER: dict[str, bool] = {**{value: True for score in SCORES.values()
                                      "calibration_error": False}
 
 
+def higher_is_better(metric: str) -> bool:
+  """Returns whether a better model has more of a metric of an evaluation, such as validation/accuracy or a loss."""
+  name = metric.rpartition("/")[2]
+  if name in HIGHER_IS_BETTER:
+    return HIGHER_IS_BETTER[name]
+  return name == "average" or name.endswith("_accuracy")  # Of terms of a loss.
+
+
 def scores(names: Iterable[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
   """Computes several scores of the same predictions.
 

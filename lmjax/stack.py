@@ -198,7 +198,7 @@ class Trainer:
         train.check_before_data(epath.Path(trial.workdir), config)
       if key != self._key:
         self._forget()
-        self._key, self._data = key, train.open_data(configs[0])
+        self._key, self._data = key, train.open_data(configs[0], trials[0].workdir)
       members = [train.Member(train.resolved(config, self._data), epath.Path(trial.workdir), trial.report,
                               trial.numbers) for trial, config in zip(trials, configs)]
       outcomes, by_step = {}, {}

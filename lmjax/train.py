@@ -18,6 +18,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lmjax import checkpoint, convert, evaluate, finetune, memory, metrics, objectives, partitioning, resume
 from lmjax import config as config_lib
@@ -108,7 +109,7 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Setup:
   axes = partitioning.logical_axes(boxed)
   gates = make_gates(config.optim, axes, nn.unbox(boxed))
   frozen = gates.frozen if gates else None
-  of_others = functools.partial(make_optimizer, config.optim, axes)
+  of_others = functools.partial(make_optimizer, config.optim, axes, model=config.model)
   optimizer = offload.in_turn(of_others, boxed, frozen) if config.optim.offload else of_others(frozen)
   averages = config.optim.name == "schedule_free"
 
@@ -170,7 +171,9 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, dict[str, j
   `batch` holds arrays [B, T]. `hparams` holds scalars, inputs of the compiled program: `learning_rate`,
   `weight_decay` and `seed`, and those of `with_numbers`. `metrics` holds scalars: the means `loss`, `accuracy`,
   `z_loss` over the batch's weights, `grad_norm` before clipping, and `applied`, 0 where the update was dropped because
-  the loss or the gradient was not finite (`nonfinite` is 1) or the loss a spike (`spike` is 1).
+  the loss or the gradient was not finite (`nonfinite` is 1) or the loss a spike (`spike` is 1). With
+  train.gradient_noise it has `square_small` and `square_big` too, squared norms of the mean gradient of a microbatch,
+  averaged over these, and of the whole batch.
   """
   batch = partitioning.batch_sharding(setup.mesh)
   one = partitioning.replicated(setup.mesh)
@@ -192,7 +195,7 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
     return setup.objective.loss(setup.model, params, microbatch, cfg.objective, rngs)
 
   shardings, _ = split(setup.state_shardings.params, setup.frozen)
-  grads, sums = _sum_of_grads(loss_fn, learned, batch, cfg.train.grad_accum_steps, shardings)
+  grads, sums, squares = _sum_of_grads(loss_fn, learned, batch, cfg.train, shardings)
   weight = jnp.maximum(sums["weight"], 1e-9)
   if setup.gates:
     hparams = {**hparams, "gates": split(setup.gates.at(state.step), setup.frozen)[0]}
@@ -214,7 +217,7 @@ def _train_step(setup: Setup, state: TrainState, batch: dict[str, jax.Array], hp
     learned, _ = split(setup.optimizer.eval_params(opt_state, params), setup.frozen)
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, learned)
   return (TrainState(state.step + 1, params, opt_state, ema, spike),
-          {**out, **flags, "grad_norm": grad_norm, "applied": ok.astype(jnp.float32)})
+          {**out, **squares, **flags, "grad_norm": grad_norm, "applied": ok.astype(jnp.float32)})
 
 
 def _microbatch(batch: dict[str, jax.Array], count: int, index: Any) -> dict[str, jax.Array]:
@@ -223,20 +226,31 @@ def _microbatch(batch: dict[str, jax.Array], count: int, index: Any) -> dict[str
   return batch if count == 1 else jax.tree.map(pick, batch)
 
 
-def _sum_of_grads(loss_fn, params, batch, count, shardings):
-  """Adds up gradients and metric sums over microbatches; dividing once at the end makes every split the same."""
-  value_and_grad = jax.grad(loss_fn, has_aux=True)
+def _sum_of_grads(loss_fn, params, batch, cfg, shardings):
+  """Adds up gradients and metric sums over microbatches; dividing once at the end makes every split the same.
+
+  Returns:
+    Both sums, and where they are wanted the squared norms of mean gradients that tell their noise (McCandlish et al.
+    2018, arXiv 1812.06162, appendix A.1), else {}.
+  """
+  value_and_grad, count = jax.grad(loss_fn, has_aux=True), cfg.grad_accum_steps
   if count == 1:
-    return value_and_grad(params, batch, 0)
+    return *value_and_grad(params, batch, 0), {}
+
+  def square_of_mean(grads, sums):
+    return optax.tree.norm(grads, squared=True) / jnp.square(jnp.maximum(sums["weight"], 1e-9))
 
   def body(total, index):
     part = value_and_grad(params, _microbatch(batch, count, index), index)
-    grads, sums = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, part)
-    return (jax.lax.with_sharding_constraint(grads, shardings), sums), None
+    grads, sums = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total[:2], part)
+    square = total[2] + square_of_mean(*part) if cfg.gradient_noise else total[2]
+    return (jax.lax.with_sharding_constraint(grads, shardings), sums, square), None
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32),
                        jax.eval_shape(value_and_grad, params, _microbatch(batch, count, 0), 0))
-  return jax.lax.scan(body, zeros, jnp.arange(count))[0]
+  grads, sums, square = jax.lax.scan(body, (*zeros, jnp.zeros((), jnp.float32)), jnp.arange(count))[0]
+  squares = {"square_small": square / count, "square_big": square_of_mean(grads, sums)}
+  return grads, sums, squares if cfg.gradient_noise else {}
 
 
 def _accept(cfg: Config, spike: jax.Array | None, loss: jax.Array, grad_norm: jax.Array):
@@ -350,7 +364,7 @@ def train_and_evaluate(config: Config, workdir: str, profile: tuple[int, int] | 
   with Peers() as others, only_run(workdir), workdir_lib.write_errors(workdir):
     folder = epath.Path(workdir)
     check_before_data(folder, config)
-    data = open_data(config)
+    data = open_data(config, workdir)
     program = Program(resolved(config, data), data)
     outcome, = run_together(program, [Member(program.setup.config, folder, report)], others, began, profile)
   if isinstance(outcome, Exception):
@@ -375,10 +389,12 @@ def check_before_data(workdir: epath.Path, config: Config) -> None:
     resume.check_before_data(workdir, config)
 
 
-def open_data(config: Config) -> Any:
-  """Returns the data of a config."""
+def open_data(config: Config, workdir: Any) -> Any:
+  """Returns the data of a config; its labels are those of the run that the workdir holds, where it holds one."""
   from lmjax.data import pipeline  # Imports grain, which a caller with batches of its own does without.
-  return pipeline.open_data(config, *objectives.text_needs(config))
+  goes_on = checkpoint.latest_step(epath.Path(workdir)) is not None
+  labels = workdir_lib.read_labels(epath.Path(workdir)) if goes_on else {}
+  return pipeline.open_data(config, *objectives.text_needs(config), labels=labels)
 
 
 def resolved(config: Config, data: Any) -> Config:
@@ -435,7 +451,7 @@ def run_together(program: Program, members: Sequence[Member], others: Peers, beg
 
 def _clock(config: Config, past: Past) -> metrics.Clock:
   return metrics.Clock(config.train.batch_size * config.data.seq_len,
-                       metrics.flops_per_token(config.model, config.data.seq_len), metrics.peak_flops(jax.devices()),
+                       objectives.flops_per_token(config), metrics.peak_flops(jax.devices()),
                        time.time() - past.began, past.seconds)
 
 
@@ -501,9 +517,8 @@ def enable_compilation_cache() -> None:
 
 
 def _write_names(workdir: epath.Path, config: Config, tasks: Any) -> None:
-  """Writes what a Hugging Face folder made of the workdir is to say of labels and chats."""
-  if len(tasks) == 1 and tasks[0].labels and config.model.head in ("sequence", "token"):
-    convert.write_label_names(workdir, tasks[0].labels)
+  """Writes what whoever reads the workdir is to know of labels and chats."""
+  workdir_lib.write_labels(workdir, {task.name: task.labels for task in tasks if task.labels})
   if config.objective.name == "chat":
     workdir_lib.write_whole(workdir / chat.TEMPLATE_FILE, chat.chat_template(config.data.tokenizer))
 

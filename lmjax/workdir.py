@@ -8,13 +8,14 @@ import json
 import os
 import pathlib
 import socket
-from typing import Iterator
+from typing import Iterator, Mapping, Sequence
 
 from etils import epath
 
-from lmjax.config_checks import Refused
+from lmjax.config_checks import Refused, UserError
 
 LOCK = "run.lock"
+_LABELS = "labels.json"
 
 _CANNOT_LOCK = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -76,6 +77,25 @@ def write_whole(path: epath.Path, text: str) -> None:
     with contextlib.suppress(OSError):
       os.unlink(temporary)
     raise
+
+
+def write_labels(workdir: epath.Path, labels: Mapping[str, Sequence[str]]) -> None:
+  """Writes the names of the labels of a run's tasks, by task."""
+  if labels:
+    write_whole(workdir / _LABELS, json.dumps(labels, indent=2) + "\n")
+
+
+def read_labels(workdir: epath.PathLike) -> dict[str, tuple[str, ...]]:
+  """Returns them; {} where a folder has none.
+
+  Raises:
+    UserError: where the file is damaged.
+  """
+  path = epath.Path(workdir) / _LABELS
+  try:
+    return {task: tuple(names) for task, names in json.loads(path.read_text()).items()} if path.exists() else {}
+  except (ValueError, AttributeError, TypeError) as e:
+    raise UserError(f"{path} is damaged ({e}); remove it, and the labels are those of the data.") from e
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ def test_every_setting_says_what_it_means():
     (dict(model=dict(remat_offload=("up",))), "which config.model.remat_policy products does not read; set that to"),
     (dict(optim=dict(weight_decay_policy=(("(", 0.0),))), "weight_decay_policy has the entry"),
     (dict(optim=dict(learning_rate_policy=("mlp",))), "learning_rate_policy has the entry 'mlp', which is not a"),
+    (dict(train=dict(gradient_noise=True)), "grad_accum_steps is 1; set it to 2 or more"),
     (dict(train=dict(batch_size=10, grad_accum_steps=3)), "batch_size is 10, which config.train.grad_accum_steps = 3"),
     (dict(train=dict(num_tokens=1e6)), "config.train.num_steps and config.train.num_tokens are both set"),
     (dict(optim=dict(warmup_steps=5, warmup_epochs=1.0)), "warmup_steps and config.optim.warmup_epochs are both set"),
@@ -58,6 +59,17 @@ def test_every_setting_says_what_it_means():
     (dict(data=dict(source="a.txt,b.txt", weights=(1.0, 0.0))), "every weight must be a number above 0"),
     (dict(mesh=dict(data=-1, fsdp=-1)), "Only one axis of config.mesh may be -1; now data and fsdp are"),
     (dict(mesh=dict(tensor=0)), "config.mesh.tensor is 0"),
+    (dict(model=dict(parametrization="mup")), "base_embed_dim is None; set it to the embed_dim at which"),
+    (dict(model=dict(parametrization="completep", base_embed_dim=64)), "config.model.base_num_layers is None"),
+    (dict(model=dict(parametrization="mup", base_embed_dim=64), optim=dict(name="sophia")), "no rule is known for "
+     "config.optim.name = sophia"),
+    (dict(model=dict(parametrization="mup", base_embed_dim=64), optim=dict(name="sgd")), "clip_norm is 1.0: the norm"),
+    (dict(model=dict(parametrization="mup", base_embed_dim=64, qk_norm="head"), optim=dict(name="sgd", clip_norm=None)),
+     "no rule is known for SGD of the gains of config.model.qk_norm = head"),
+    (dict(model=dict(parametrization="completep", base_embed_dim=64, base_num_layers=2, block="post")),
+     "block is post, for which no rule for depth is known"),
+    (dict(model=dict(parametrization="completep", base_embed_dim=64, base_num_layers=2, num_decoder_layers=3,
+                     architecture="encoder_decoder")), "num_decoder_layers is 3 and num_layers 4, which have one base"),
 ])
 def test_a_mistake_is_one_sentence_that_names_the_setting(groups, told):
   with pytest.raises(UserError, match=told) as error:

@@ -14,12 +14,12 @@ ROOT = pathlib.Path(lmjax.__file__).parent
 LAYERS = (
     ("config_checks",),
     ("config",),
-    ("partitioning", "workdir"),
+    ("partitioning", "parametrization", "workdir"),
     ("metrics", "scores", "tracking", "models", "data", "optim"),
     ("objectives", "generation", "convert", "checkpoint", "scaling"),
-    ("train", "loop", "stack", "evaluate", "finetune", "plan", "report", "resume", "interrupt", "memory", "watch",
-     "peers"),
+    ("train", "loop", "stack", "evaluate", "finetune", "plan", "resume", "interrupt", "memory", "watch", "peers"),
     ("sweeps",),
+    ("report",),
     ("commands",),
     ("__init__", "__main__"),
 )

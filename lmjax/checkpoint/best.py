@@ -12,6 +12,7 @@ from etils import epath
 
 from lmjax.config import EvalConfig, UserError
 from lmjax.config_checks import nearest
+from lmjax.scores import higher_is_better
 
 _FILE = "best.json"
 
@@ -35,7 +36,7 @@ class Best:
     Args:
       step: of the evaluation.
       values: its metrics by name.
-      cfg: with the metric's name and whether it is to be small or large.
+      cfg: with the metric's name and whether it is to be small or large, which else follows from the name.
 
     Raises:
       UserError: where the evaluation has no such metric.
@@ -44,7 +45,8 @@ class Best:
       raise UserError(f"config.eval.best_metric is {cfg.best_metric!r}, which the evaluations do not give"
                       f"{nearest(cfg.best_metric, values)}")
     value = float(values[cfg.best_metric])
-    gain = math.inf if self.value is None else (self.value - value) * (1 if cfg.best_mode == "min" else -1)
+    mode = cfg.best_mode or ("max" if higher_is_better(cfg.best_metric) else "min")
+    gain = math.inf if self.value is None else (self.value - value) * (1 if mode == "min" else -1)
     if gain > cfg.best_min_change:
       return Best(step, value)
     return dataclasses.replace(self, waited=self.waited + 1)

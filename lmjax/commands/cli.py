@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import sys
-import textwrap
 import traceback
 import types
 
@@ -18,12 +17,13 @@ from absl import flags
 from absl import logging as absl_logging
 
 import lmjax
-from lmjax.commands import coming, experiment, help_text
+from lmjax.commands import experiment, help_text
 from lmjax.config import settings_help
 from lmjax.config_checks import Refused, UserError, nearest
 
-COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "sweep", "report", "fit")
-_ONE_PROCESS = ("generate", "convert", "sweep")  # Of several, each would do the whole work and write over the others'.
+COMMANDS = ("train", "eval", "generate", "convert", "data", "plan", "sweep", "report", "fit", "isoflop", "coordcheck")
+# Of several, each would do the whole work and write over the others'.
+_ONE_PROCESS = ("generate", "convert", "sweep", "isoflop", "coordcheck")
 
 
 def run(argv: list[str]) -> int:
@@ -109,10 +109,8 @@ def _run(argv: list[str]) -> int:
     print(help_text.overview(_summaries()))
     return 0 if argv else 2
   name, rest = argv[0], argv[1:]
-  if name in coming.COMING:
-    return _run_coming(name, rest)
   if name not in COMMANDS:
-    raise UserError(f"lmjax has no command {name!r}{nearest(name, [*COMMANDS, *coming.COMING])}")
+    raise UserError(f"lmjax has no command {name!r}{nearest(name, COMMANDS)}")
   command = _load(name)
   flag_values = parse(command, name, ["--help" if arg == "-h" else arg for arg in rest])
   if flag_values.help:
@@ -145,22 +143,13 @@ def _check_processes(name: str) -> None:
                     "start it once, without that variable.")
 
 
-def _run_coming(name: str, argv: list[str]) -> int:
-  summary, purpose = coming.COMING[name]
-  if argv and argv[0] in ("--help", "-h", "-help"):
-    print(f"lmjax {name}: {summary}\n\n{textwrap.fill(purpose, 110)}\n\nNot available yet.")
-    return 0
-  return _fail(f"lmjax {name} is coming but not available yet; lmjax {name} --help says what it will do.", 1, argv)
-
-
 def _load(name: str) -> types.ModuleType:
   return importlib.import_module(f"lmjax.commands.{name}")
 
 
 def _summaries() -> dict[str, str]:
   """Returns each command's name and the first line of its help, in the order they are listed."""
-  present = {name: _load(name).__doc__.splitlines()[0] for name in COMMANDS}
-  return {**present, **{name: f"{summary} (coming)" for name, (summary, _) in coming.COMING.items()}}
+  return {name: _load(name).__doc__.splitlines()[0] for name in COMMANDS}
 
 
 def _wants_help(flag_values: flags.FlagValues) -> bool:

@@ -1,9 +1,11 @@
 """fit a scaling law to finished runs, with intervals
 
 Reads a sweep, whose folders are runs, or a CSV file with a row for each run, and prints the law as JSON; warnings go to
-stderr. Intervals are of 95%, from drawing whole runs again and again.
+stderr. Intervals are of 95%, from drawing whole runs again and again. Of a sweep it also reads the runs' metrics.jsonl:
+the envelope of their curves, and the critical batch size where train.gradient_noise was on.
 
   lmjax fit --input=runs/ladder --predict=1e9,2e10
+  lmjax fit --input=runs/ladder --hold_out=1 --plot=ladder.png
   lmjax fit --input=runs.csv --size=params --flops=compute --loss=loss --form=auto
   lmjax fit --input=runs/sweep --best=optim.learning_rate --against=size
 
@@ -27,6 +29,7 @@ _TOKENS, _AGAINST, _FEWEST_RESAMPLES = "num_tokens", ("size", "tokens", "flops")
 
 def define_flags(flag_values: flags.FlagValues) -> None:
   text = lambda name, default, help_text: flags.DEFINE_string(name, default, help_text, flag_values=flag_values)
+  number = lambda name, default, help_text: flags.DEFINE_integer(name, default, help_text, flag_values=flag_values)
   text("input", None, "Folder of a sweep, or a CSV file.")
   text("size", None, "Column of the number of parameters; by default the one that --params means.")
   text("tokens", None, "Column of the number of tokens; num_tokens where neither this nor --flops is given.")
@@ -36,6 +39,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   text("form", "chinchilla", "Form of the law: chinchilla, shared (alpha = beta), no_floor (E = 0), kaplan, compute, "
        "or auto for the one that foretells held-out runs best.")
   text("predict", "", "Runs to foretell: N,D or the compute alone, with semicolons between: '1e9,2e10;1e21'.")
+  number("hold_out", 0, "How many runs, the largest in compute, are left out of the fit and foretold.")
+  text("plot", None, "Picture that is drawn of the fit: a file that ends in .png, .svg or .pdf.")
   text("best", None, "Column of a setting, such as optim.learning_rate: fits how its best value grows, and no law of "
        "loss.")
   text("against", "size", "What --best grows with: size, tokens or flops.")
@@ -47,14 +52,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
                        flag_values=flag_values)
   flags.DEFINE_float("huber_delta", None, "Where Huber's loss turns linear, in log loss; 1.345 standard deviations of "
                      "the noise where it is not given.", flag_values=flag_values)
-  flags.DEFINE_integer("bootstrap", 1000, "How often the runs are drawn.", flag_values=flag_values)
-  flags.DEFINE_integer("seed", 0, "Seed of the draws.", flag_values=flag_values)
+  number("bootstrap", 1000, "How often the runs are drawn.")
+  number("seed", 0, "Seed of the draws.")
 
 
 def main(flag_values: flags.FlagValues) -> None:
   _check(flag_values)
   predict = _targets(flag_values.predict)
-  from lmjax.scaling import analysis, runs
+  from lmjax.scaling import analysis, curves, runs
   from lmjax.scaling.counts import PARAM_COLUMNS
   table = runs.read_table(flag_values.input)
   columns = runs.Columns(
@@ -67,7 +72,13 @@ def main(flag_values: flags.FlagValues) -> None:
   else:
     result = analysis.analyse(found, count, analysis.Settings(
         form=flag_values.form, num_resamples=flag_values.bootstrap, seed=flag_values.seed,
-        huber_delta=flag_values.huber_delta, drop_outliers=flag_values.drop_outliers, predict=predict))
+        huber_delta=flag_values.huber_delta, drop_outliers=flag_values.drop_outliers, predict=predict,
+        hold_out=flag_values.hold_out, curve=flag_values.plot is not None))
+    drawn, told = curves.while_training(table, found.points.size)
+    result |= told
+    if flag_values.plot:
+      from lmjax.scaling import plots
+      plots.write(plots.fit_figure(result, [(one.flops, one.loss) for one in drawn]), flag_values.plot)
   result["conventions"] = _conventions(flag_values, columns)
   print(json.dumps(_finite(result), indent=2, allow_nan=False))
   for warning in result["warnings"]:
@@ -88,14 +99,16 @@ def _check(flag_values: flags.FlagValues) -> None:
   if flag_values.bootstrap < _FEWEST_RESAMPLES:
     raise UserError(f"--bootstrap is {flag_values.bootstrap}, but an interval of 95% needs at least "
                     f"{_FEWEST_RESAMPLES} draws.")
-  if flag_values.seed < 0:
-    raise UserError(f"--seed is {flag_values.seed}, but it must be at least 0.")
+  for name in ("seed", "hold_out"):
+    if flag_values[name].value < 0:
+      raise UserError(f"--{name} is {flag_values[name].value}, but it must be at least 0.")
   for name in ("flops_per_param_token", "huber_delta"):
     value = flag_values[name].value
     if value is not None and not 0 < value < math.inf:
       raise UserError(f"--{name} is {value}, but it must be a finite number above 0.")
-  if flag_values.best and flag_values.predict:
-    raise UserError("--predict foretells loss, but with --best no law of loss is fitted; leave one out.")
+  for name in ("predict", "hold_out", "plot"):
+    if flag_values.best and flag_values[name].value:
+      raise UserError(f"--{name} is about a law of loss, but with --best no law of loss is fitted; leave one out.")
 
 
 def _targets(text: str) -> tuple[tuple[float, ...], ...]:

@@ -55,8 +55,10 @@ def main(flag_values: flags.FlagValues) -> None:
   samples = lmjax.generate(
       model, params, [prompt] * flag_values.num_samples, max_new_tokens=flag_values.max_new_tokens,
       temperature=flag_values.temperature, top_k=flag_values.top_k, top_p=flag_values.top_p, seed=flag_values.seed,
-      eos_id=eos_id, vocab_size=tokenizer.size, decoder_start_token_id=start)
+      eos_id=eos_id, vocab_size=tokenizer.size, decoder_start_token_id=start,
+      both_sides=convert.sees_both_sides(flag_values.workdir))
   for index, tokens in enumerate(samples):
     if flag_values.num_samples > 1:
       print(f"--- {index + 1} ---")
+    tokens = tokenizer.without_opening(tokens) if reads else tokens
     print(("" if reads or flag_values.chat else flag_values.prompt) + tokenizer.decode(tokens))

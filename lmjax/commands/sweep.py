@@ -11,7 +11,6 @@ same machine or on others that share the folder, work on the same sweep. `optuna
 import dataclasses
 import functools
 import os
-import shlex
 import sys
 from typing import Any, Callable
 
@@ -62,7 +61,7 @@ def main(flag_values: flags.FlagValues) -> None:
     return
   from lmjax.sweeps import board as board_lib
   base = dataclasses.asdict(experiment.read_config(flag_values))
-  board = board_lib.Board(sweep, flag_values.workdir, flag_values.storage, base)
+  board = board_lib.Board(sweep, flag_values.workdir, flag_values.storage, base, _train(flag_values))
   if "LMJAX_SWEEP_DRIVER" in os.environ:
     _work(board, make_config, flag_values["stack"].value, flag_values.workers)
   else:
@@ -163,21 +162,22 @@ def _made_once(made: dict[str, Config], make_config: Callable[[dict], Config], s
 def _drive(board: Any, flag_values: flags.FlagValues) -> None:
   from lmjax.config_checks import Refused
   from lmjax.sweeps import driver
+  from lmjax.sweeps.rows import command
   environments = driver.divide_devices(flag_values.workers, os.environ)
   workers = driver.Workers([sys.executable, "-m", "lmjax", "sweep", *_again(flag_values)],
                            board.workdir / "workers", environments)
   if not driver.drive(board, workers):
     print("lmjax: interrupted; the same command goes on.", file=sys.stderr)
     sys.exit(int(os.environ.get("LMJAX_INTERRUPTED_STATUS", 0)))
-  rows = board.best_first()
+  rows, train = board.best_first(), _train(flag_values)
   board.write_record([{**dataclasses.asdict(row), "workdir": str(board.folder(row.number)),
-                       "command": _command(flag_values, row.settings, board.folder(row.number))} for row in rows])
+                       "command": command(train, row.settings, board.folder(row.number))} for row in rows])
   print("\n".join(driver.table(rows, board.sweep.metric)))
   if rows[0].state != "complete":
     reason = next((row.reason for row in rows if row.reason), "all were stopped early")
     raise Refused(f"None of the sweep's {len(rows)} trials has a result ({reason.rstrip('.')}); mend that, and give "
                   "another --workdir.")
-  print(f"\nThe best, alone:\n  {_command(flag_values, rows[0].settings, f'{board.workdir}-best')}")
+  print(f"\nThe best, alone:\n  {command(train, rows[0].settings, f'{board.workdir}-best')}")
 
 
 def _again(flag_values: flags.FlagValues) -> list[str]:
@@ -192,9 +192,7 @@ def _again(flag_values: flags.FlagValues) -> list[str]:
   return argv
 
 
-def _command(flag_values: flags.FlagValues, settings: dict, folder: Any) -> str:
-  """Returns the command that makes one trial's run on its own."""
-  from lmjax.sweeps.space import as_flags
+def _train(flag_values: flags.FlagValues) -> list[str]:
+  """Returns the command of a run of the experiment, without a trial's settings and folder."""
   overrides = [f"--config.{override}" for override in flag_values[experiment.OVERRIDE_FLAG].value]
-  return shlex.join(["lmjax", "train", f"--config={flag_values.config}", *overrides, *as_flags(settings),
-                     f"--workdir={folder}"])
+  return ["lmjax", "train", f"--config={flag_values.config}", *overrides]

@@ -14,9 +14,9 @@ from lmjax.convert.folders import (
   read_whole,
   save_hf,
   save_peft,
+  sees_both_sides,
   tokenizer_file,
-  write_label_names,
 )
 
 __all__ = ["convert", "decoder_start_token_id", "import_params", "load", "load_tokenizer", "read_model", "read_whole",
-           "save_hf", "save_peft", "tokenizer_file", "write_label_names"]
+           "save_hf", "save_peft", "sees_both_sides", "tokenizer_file"]

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator
 
 from etils import epath
 from flax import linen as nn
@@ -26,6 +26,7 @@ from lmjax.convert.sentence_modules import base_class, described, write_modules
 from lmjax.convert.tensor_files import TensorFiles, write_file, write_tensors
 from lmjax.models.electra import discriminator_of
 from lmjax.models.transformer import Transformer, make_model
+from lmjax.workdir import read_labels
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -143,8 +144,7 @@ def _save(model: Transformer, params: dict, path: epath.PathLike, tokenizer: Any
   _check_params(params, model)
   settings["torch_dtype"] = jnp.dtype(jax.tree.leaves(params)[0].dtype).name
   settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_id if tokenizer else None}
-  if source and (source / _NAMES).exists():
-    settings |= read_json(source / _NAMES)
+  settings |= _names_of(source, model.cfg) if source else {}
   if tokenizer and (model.cfg.architecture, model.cfg.head) == ("decoder", "sequence"):
     # It reads the last token that is not this one, which must not be the one that ends a text.
     pad = tokenizer.add_special(["pad"])["pad"]
@@ -221,6 +221,12 @@ def decoder_start_token_id(path: epath.PathLike) -> int | None:
   return known
 
 
+def sees_both_sides(path: epath.PathLike) -> bool:
+  """Returns whether a folder's model has learned to see a prompt from both sides; Hugging Face folders do not tell."""
+  raw = _read_config(local_folder(path))
+  return "model_type" not in raw and _workdir_config(local_folder(path), raw).objective.name == "prefix_lm"
+
+
 def convert(source: epath.PathLike, target: epath.PathLike, adapter: bool = False) -> str:
   """Turns a Hugging Face folder into a workdir, or a workdir into a Hugging Face folder.
 
@@ -250,10 +256,14 @@ def convert(source: epath.PathLike, target: epath.PathLike, adapter: bool = Fals
   return f"Wrote {target}, a Hugging Face folder of model_type {family.model_type} with the newest weights of {source}."
 
 
-def write_label_names(workdir: epath.PathLike, labels: Sequence[str]) -> None:
-  """Writes the names of a run's labels where `convert` finds them."""
-  names = {"id2label": dict(enumerate(labels)), "label2id": {name: number for number, name in enumerate(labels)}}
-  (epath.Path(workdir) / _NAMES).write_text(json.dumps(names, indent=2) + "\n")
+def _names_of(source: epath.Path, cfg: ModelConfig) -> dict[str, Any]:
+  """Returns settings for a Hugging Face folder that a workdir tells beside its model: of labels and special tokens."""
+  names, labels = {}, [*read_labels(source).values()]
+  if cfg.head in ("sequence", "token") and len(labels) == 1:
+    names = {"id2label": dict(enumerate(labels[0])), "label2id": {name: i for i, name in enumerate(labels[0])}}
+  if cfg.architecture == "encoder_decoder" and (start := decoder_start_token_id(source)) is not None:
+    names["decoder_start_token_id"] = start
+  return names | (read_json(source / _NAMES) if (source / _NAMES).exists() else {})
 
 
 def _to_adapter(source: epath.Path, target: epath.Path, raw: dict) -> str:
@@ -261,10 +271,16 @@ def _to_adapter(source: epath.Path, target: epath.Path, raw: dict) -> str:
   if config is None or not config.optim.lora_rank:
     raise UserError(f"{source} is no run with adapters; convert without --adapter, or train with "
                     "config.optim.lora_rank.")
-  model, base = make_model(config.model), config.checkpoint.import_from
+  model, tuned = make_model(config.model), config.checkpoint.finetune_from
+  base = config.checkpoint.import_from or (tuned if tuned and _is_hf(tuned) else None)
   params = checkpoint.restore_params(source, abstract_params(model, config.optim))
   save_peft(model, params, config.optim, target, base.removeprefix("hf:") if base else None)
   return f"Wrote {target}, the adapters of {source} in PEFT's format."
+
+
+def _is_hf(path: str) -> bool:
+  file = epath.Path(path) / "config.json"
+  return path.startswith("hf:") or file.exists() and "model_type" in read_json(file)
 
 
 def _to_workdir(source: epath.Path, target: epath.Path, raw: dict) -> None:

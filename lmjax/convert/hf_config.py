@@ -11,6 +11,7 @@ from typing import Any, Mapping
 from etils import epath
 
 from lmjax import config as config_lib
+from lmjax import parametrization
 from lmjax.config import Config, ModelConfig
 from lmjax.config_checks import UserError, nearest
 from lmjax.convert import (
@@ -186,6 +187,7 @@ def to_hf(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     UserError: if no family can; it names the settings that stand in the way in the two that come nearest.
   """
   cfg, refusals = config_lib.fill_sizes(cfg), []
+  cfg = config_lib.fill_sizes(parametrization.as_standard(cfg) or cfg)
   for family in FAMILIES.values():
     hf = _written(family, cfg)
     lost = _lost(family, hf, cfg)

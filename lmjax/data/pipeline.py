@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import pathlib
 import threading
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -98,7 +98,8 @@ class Data:
   tasks: tuple[Task, ...] = ()
 
 
-def open_data(config: Config, text_len: int | None = None, special_tokens: Sequence[str] = ()) -> Data:
+def open_data(config: Config, text_len: int | None = None, special_tokens: Sequence[str] = (),
+              labels: Mapping[str, tuple[str, ...]] | None = None) -> Data:
   """Prepares all data of a config: what is not in the cache is read and tokenised, with a progress bar.
 
   Evaluation sets are named as in `config.eval.sets`. `validation` is what the source holds out; for a mixture it is one
@@ -108,12 +109,13 @@ def open_data(config: Config, text_len: int | None = None, special_tokens: Seque
     config: the experiment.
     text_len: tokens of text in an example that the objective gets; None means data.seq_len.
     special_tokens: which the tokenizer is to have, by the names that `Tokenizer.add_special` takes.
+    labels: of tasks, by name, that a model has learned, where its data has given them; else the data is asked.
 
   Raises:
     UserError: where a source, the tokenizer or an evaluation set is missing, broken or empty.
   """
   if config.data.tasks:
-    return _open_tasks(config, special_tokens)
+    return _open_tasks(config, special_tokens, labels or {})
   sources = [open_source(spec, config.data) for spec in split_sources(config.data.source) or [""]]
   prepare = _Preparer(config.data, sources, text_len or config.data.seq_len)
   prepare.tokenizer.add_special(special_tokens)
@@ -126,8 +128,8 @@ def open_data(config: Config, text_len: int | None = None, special_tokens: Seque
   return Data(prepare.tokenizer, train, sets)
 
 
-def _open_tasks(config: Config, special_tokens: Sequence[str]) -> Data:
-  trained = task_sets.open_tasks(config)
+def _open_tasks(config: Config, special_tokens: Sequence[str], labels: Mapping[str, tuple[str, ...]]) -> Data:
+  trained = task_sets.open_tasks(config, labels)
   texts = [task_sets.TaskTexts(trained)]
   tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_vocab_size, texts, _cache_dir(config.data))
   tokenizer.add_special(special_tokens)

@@ -129,6 +129,10 @@ def parse_task(entry: Any, ready: Mapping[str, Task]) -> Task:
     if getattr(task, name):
       raise UserError(f"{where} has {name} = {getattr(task, name)!r}, which kind {task.kind} does not read; leave it "
                       "out.")
+  for what, templates in (("text", (task.text, task.text_pair, *task.choices)), ("target", (task.target,))):
+    if any(templates) and not any(map(_COLUMN.search, templates)):
+      raise UserError(f"{where} has {what} = {getattr(task, what)!r}, which names no column, so that all records would "
+                      "be alike; write the names of columns in braces, as in '{title}'.")
   if task.kind == "multiple_choice" and len(task.choices) < 2:
     raise UserError(f"{where} has one choice; give the template of each.")
   if len(task.labels) == 1:

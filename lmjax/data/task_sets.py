@@ -152,8 +152,12 @@ def messages_of(task: Task, record: Mapping[str, Any], where: str) -> list[Mappi
   return messages
 
 
-def open_tasks(config: Config) -> list[tuple[Task, Records]]:
+def open_tasks(config: Config, labels: Mapping[str, tuple[str, ...]]) -> list[tuple[Task, Records]]:
   """Returns the tasks of a config with their training records, their labels found.
+
+  Args:
+    config: the experiment.
+    labels: by task, where they are known; they are those of the data of others that declare none.
 
   Raises:
     UserError: for a task that is declared wrongly, that has no record, or two of the same name.
@@ -167,14 +171,14 @@ def open_tasks(config: Config) -> list[tuple[Task, Records]]:
     records = open_records(task.source, "train", config.data, whole=task.validation is not None)
     for column in task.columns:  # A mistake in the spec is told before anything is made of the data.
       value_at(records[0], column, records.name(0))
-    made.append((_with_labels(task, records), records))
+    made.append((_with_labels(task, records, labels.get(task.name)), records))
   return made
 
 
-def _with_labels(task: Task, records: Records) -> Task:
+def _with_labels(task: Task, records: Records, known: tuple[str, ...] | None) -> Task:
   if task.labels or task.kind not in ("classification", "token_classification"):
     return task
-  labels = records.names.get(task.label) or distinct(records, task.label)
+  labels = known or records.names.get(task.label) or distinct(records, task.label)
   if len(labels) < 2:
     raise UserError(f"The task {task.name!r} has but one label, {labels[0]!r}, in {records.where}; there is nothing to "
                     "tell.")

@@ -163,6 +163,17 @@ class Tokenizer:
     """Returns the ids of a text; `add_special_tokens` frames it as the tokenizer file says, such as by an end."""
     return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
+  @property
+  def opening(self) -> list[int]:
+    """Ids that the tokenizer file puts before a text, such as BART's <s>; none in T5."""
+    framed = self.encode("", add_special_tokens=True)
+    return framed[:-1] if framed[-1:] == [self.eos_id] else framed
+
+  def without_opening(self, ids: list[int]) -> list[int]:
+    """Returns the ids of a text that a model has written, without `opening` where it has begun with that."""
+    opening = self.opening
+    return ids[len(opening):] if ids[:len(opening)] == opening else ids
+
   def encode_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], np.ndarray]:
     """Returns the ids of a text that names special tokens, and [ids] booleans of those within spans of characters."""
     if self._reader is None:  # Apart, for another thread may be reading with the one of plain texts.

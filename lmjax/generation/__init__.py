@@ -14,7 +14,8 @@ from lmjax.models.attention import init_cache
 
 def generate(model: Any, params: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 128,
              temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, eos_id: int | None = None,
-             vocab_size: int | None = None, decoder_start_token_id: int | None = None) -> list[list[int]]:
+             vocab_size: int | None = None, decoder_start_token_id: int | None = None,
+             both_sides: bool = False) -> list[list[int]]:
   """Continues prompts; an encoder-decoder reads them, and answers.
 
   Args:
@@ -29,6 +30,7 @@ def generate(model: Any, params: Any, prompts: Sequence[Sequence[int]], *, max_n
     eos_id: ends a sequence, and is not returned.
     vocab_size: the tokenizer's size, where the model's vocabulary is padded beyond it.
     decoder_start_token_id: what the text of an encoder-decoder begins with, which is not returned: 0 in T5, 2 in BART.
+    both_sides: whether the tokens of a prompt see each other whatever their order, as a decoder learns with prefix_lm.
 
   Returns:
     The new tokens of each prompt.
@@ -47,18 +49,18 @@ def generate(model: Any, params: Any, prompts: Sequence[Sequence[int]], *, max_n
     row[slice(len(prompt)) if reads else slice(width - len(prompt), None)] = prompt
   tokens = np.asarray(decode_prompts(
       model, params, aligned, lengths, max_new_tokens, Sampler(temperature, top_k, top_p), seed, eos_id, vocab_size,
-      decoder_start_token_id))
+      decoder_start_token_id, both_sides))
   return [_until(row, eos_id) for row in tokens.tolist()]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 7, 8, 9))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 7, 8, 9, 10))
 def decode_prompts(model: Any, params: Any, prompts_BP: jax.Array, lengths_B: jax.Array, num_tokens: int,
                    sampler: Sampler, seed: int, eos_id: int | None, vocab_size: int | None,
-                   start_id: int | None) -> jax.Array:
+                   start_id: int | None, both_sides: bool = False) -> jax.Array:
   """Returns tokens_BT after prompts, or of an encoder-decoder's answers to them.
 
   Args:
-    model, params, seed, eos_id, vocab_size: as `generate` takes them; what follows eos_id is eos_id too.
+    model, params, seed, eos_id, vocab_size, both_sides: as `generate` takes them; what follows eos_id is eos_id too.
     prompts_BP: right-aligned, with padding first; for an encoder-decoder left-aligned.
     lengths_B: tokens of each prompt.
     num_tokens: T.
@@ -69,10 +71,12 @@ def decode_prompts(model: Any, params: Any, prompts_BP: jax.Array, lengths_B: ja
   if model.cfg.architecture == "encoder_decoder":
     real_BP = (jnp.arange(P) < lengths_B[:, None]).astype(jnp.int32)
     cache = model.apply({"params": params}, prompts_BP, real_BP, max_length=1 + num_tokens, method="start")
-    prompts_BP, lengths_B = jnp.full((B, 1), start_id, jnp.int32), jnp.ones(B, jnp.int32)
+    prompts_BP, lengths_B, options = jnp.full((B, 1), start_id, jnp.int32), jnp.ones(B, jnp.int32), {}
   else:
-    cache = init_cache(model.cfg, B, P + num_tokens)
-  step = lambda tokens, positions, cache: model.apply({"params": params}, tokens, positions, cache, method="step")
+    # A token that is made sees all before it either way.
+    cache, options = init_cache(model.cfg, B, P + num_tokens), {"both_sides": both_sides}
+  step = lambda tokens, positions, cache: model.apply(
+      {"params": params}, tokens, positions, cache, **options, method="step")
   return decode(step, cache, prompts_BP, lengths_B, num_tokens=num_tokens, sampler=sampler, key=jax.random.key(seed),
                 eos_id=eos_id, vocab_size=vocab_size)
 

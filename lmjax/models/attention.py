@@ -19,6 +19,7 @@ from lmjax.models.layers import Einsum, Norm, residual_std
 from lmjax.models.masks import AttentionSpec, alibi_slopes, seen
 from lmjax.models.rope import rotary_angles, rotate
 from lmjax.models.splash import TILE, not_served, splash_attention
+from lmjax.parametrization import attention_scale, base_head_dim
 from lmjax.partitioning import constrain, platform
 
 
@@ -75,7 +76,8 @@ class Context:
     bias_BNTS: added to the scores of self-attention; B may be 1.
     encoded_BSD: what cross-attention reads; None where the cache has its keys and values.
     encoded_segment_ids_BS: its segment ids; None means that all of it is seen.
-    prefix_BT: booleans of the tokens that are seen from both sides in a decoder; None means none.
+    prefix_BT: booleans of the tokens that are seen from both sides in a decoder, beside a cache of all its slots; None
+      means none.
   """
   positions_BT: jax.Array | None = None
   segment_ids_BT: jax.Array | None = None
@@ -126,6 +128,10 @@ class Attention(nn.Module):
     q_BTNH = constrain(q_BTNH, "batch", "length", "act_heads", None)
     k_BSKH = constrain(k_BSKH, "batch", "length", "act_kv_heads", None)
     v_BSKH = constrain(v_BSKH, "batch", "length", "act_kv_heads", None)
+    if self.is_mutable_collection("intermediates"):  # Which nothing but a look into the model asks for.
+      scale = AttentionSpec(scale=attention_scale(cfg)).scale_of(H)
+      keys = jnp.repeat(k_BSKH, N // K, axis=2)
+      self.sow("intermediates", "scores", jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * scale, keys))
     if self.cross:
       y_BTNH, cache = self._see_encoded(q_BTNH, k_BSKH, v_BSKH, context, cache, layer)
     else:
@@ -136,7 +142,7 @@ class Attention(nn.Module):
     return out(y_BTNH), cache
 
   def _see_encoded(self, q_BTNH, k_BSKH, v_BSKH, context, cache, layer):
-    spec = AttentionSpec(causal=False, softcap=self.cfg.attention_softcap, scale=self.cfg.attention_scale)
+    spec = AttentionSpec(causal=False, softcap=self.cfg.attention_softcap, scale=attention_scale(self.cfg))
     # Without segments of the encoded sequence all of it is seen, whatever the queries'.
     segment_ids_BT = None if context.encoded_segment_ids_BS is None else context.segment_ids_BT
     key_positions_BS = None
@@ -160,7 +166,7 @@ class Attention(nn.Module):
 
     def attend(local):
       spec = AttentionSpec(self.causal, cfg.attention_window if local else None, cfg.attention_softcap,
-                           cfg.position == "alibi", cfg.attention_scale)
+                           cfg.position == "alibi", attention_scale(cfg))
       return dot_product_attention(
           q_BTNH, k_BSKH, v_BSKH, spec, query_positions_BT=positions_BT, key_positions_BS=key_positions_BS,
           segment_ids_BT=context.segment_ids_BT, prefix_BS=context.prefix_BT, bias_BNTS=context.bias_BNTS,
@@ -171,7 +177,7 @@ class Attention(nn.Module):
 def _query_std(cfg: ModelConfig) -> float:
   # With cfg.init "fan_in", scores start with unit variance whatever their scale; T5 has none.
   unit = cfg.init == "normal" or cfg.attention_scale is None
-  return cfg.init_std if unit else cfg.init_std / (cfg.attention_scale * cfg.head_dim ** 0.5)
+  return cfg.init_std if unit else cfg.init_std / (cfg.attention_scale * base_head_dim(cfg) ** 0.5)
 
 
 def is_local(cfg: ModelConfig, layer: jax.Array) -> bool | jax.Array:

@@ -14,6 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax import parametrization
 from lmjax.config import ModelConfig
 from lmjax.models import quantized
 from lmjax.models.products import einsum
@@ -32,16 +33,21 @@ ACTIVATIONS = {
 
 def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
   """Declares a parameter with one logical axis name for each dimension; every parameter in lmjax is made here."""
-  return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(module.cfg.param_dtype))
+  factor = parametrization.init_factor(module.cfg, name, axes)
+  scaled = init if factor == 1 else lambda *args: init(*args) * factor
+  return module.param(name, nn.with_logical_partitioning(scaled, axes), shape, jnp.dtype(module.cfg.param_dtype))
 
 
 def residual_std(cfg: ModelConfig) -> float:
   """Initial standard deviation of a projection into the residual stream; GPT-2 divides by the root of their number."""
-  return cfg.init_std / (2 * cfg.num_layers) ** 0.5 if cfg.scale_residual_init else cfg.init_std
+  return cfg.init_std / (2 * parametrization.base_layers(cfg)) ** 0.5 if cfg.scale_residual_init else cfg.init_std
 
 
-def initial_std(cfg: ModelConfig, num_inputs: int, std: float | None = None) -> float:
-  """Initial standard deviation of a map that sums `num_inputs` products; `std` None means cfg.init_std (cfg.init)."""
+def initial_std(cfg: ModelConfig, num_inputs: float, std: float | None = None) -> float:
+  """Initial standard deviation of a map that sums `num_inputs` products; `std` None means cfg.init_std (cfg.init).
+
+  All is as at the base size of the model's parametrization; what differs elsewhere, `param` sees to.
+  """
   std = cfg.init_std if std is None else std
   return std / num_inputs ** 0.5 if cfg.init == "fan_in" else std
 
@@ -71,7 +77,9 @@ class Einsum(nn.Module):
     letters = operands.split(",")[1]
     kept = [i for i, letter in enumerate(letters) if letter in output]
     num_inputs = math.prod(size for i, size in enumerate(self.shape) if i not in kept)
-    init = nn.initializers.normal(initial_std(self.cfg, num_inputs, self.std))
+    axis = next((axis for i, axis in enumerate(self.axes) if i not in kept))
+    at_base = parametrization.base_inputs(self.cfg, num_inputs, axis)
+    init = nn.initializers.normal(initial_std(self.cfg, at_base, self.std))
     kernel = param(self, "kernel", init, self.shape, self.axes)
     plain = self.cfg.quantization == "none" or quantized.SERVED_AXES.isdisjoint(self.axes)
     product = einsum if plain else functools.partial(quantized.einsum, self.cfg.quantization)
@@ -157,7 +165,7 @@ class Embed(nn.Module):
     # They are cast after it, so that the gradients of a frequent token add up in the parameters' own type.
     x = constrain(self.embedding, "vocab", "act_embed")[tokens_BT].astype(dtype)
     if cfg.scale_embeddings:
-      x = x * jnp.asarray(cfg.embed_dim ** 0.5, dtype)
+      x = x * jnp.asarray(parametrization.base_width(cfg) ** 0.5, dtype)
     if cfg.token_types:
       x = x + (self.token_type[0] if token_types_BT is None else self.token_type[token_types_BT]).astype(dtype)
     if cfg.position == "learned":

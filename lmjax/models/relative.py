@@ -10,6 +10,7 @@ import numpy as np
 
 from lmjax.config import ModelConfig
 from lmjax.models.layers import initial_std, param
+from lmjax.parametrization import base_width
 from lmjax.partitioning import constrain
 
 
@@ -61,7 +62,7 @@ class RelativeBias(nn.Module):
   def __call__(self, query_positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:
     """Returns bias_BNTS in float32; B is 1 where it is that of both positions."""
     cfg = self.cfg
-    init = nn.initializers.normal(initial_std(cfg, cfg.embed_dim))
+    init = nn.initializers.normal(initial_std(cfg, base_width(cfg)))
     table = param(self, "bias", init, (cfg.relative_buckets, cfg.num_heads), ("buckets", "heads"))
     buckets_BTS = relative_buckets(cfg, query_positions_BT[:, :, None], key_positions_BS[:, None], self.bidirectional)
     bias_BNTS = table.astype(jnp.float32)[buckets_BTS].transpose(0, 3, 1, 2)

@@ -21,7 +21,11 @@ from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, 
 from lmjax.models.moe import ROUTER, Moe
 from lmjax.models.products import vocabulary_logits
 from lmjax.models.relative import RelativeBias
+from lmjax.parametrization import base_width, branch_factor, output_factor, width_ratio
 from lmjax.partitioning import constrain
+
+# The collection that Flax keeps what modules make in, for a caller who asks.
+_SEEN = "intermediates"
 
 
 class Block(nn.Module):
@@ -60,9 +64,9 @@ class Block(nn.Module):
 
     if cfg.block == "parallel":
       h = norm("norm")(x)
-      x = x + drop(attention(h) + mlp(h))
+      x = x + self._branch(drop(attention(h) + mlp(h)))
     elif cfg.block == "parallel_two":
-      x = x + drop(attention(norm("attention_norm")(x)) + mlp(norm("mlp_norm")(x)))
+      x = x + self._branch(drop(attention(norm("attention_norm")(x)) + mlp(norm("mlp_norm")(x))))
     else:
       x = self._part(x, "attention", attention, norm, drop)
       if self.cross:
@@ -75,7 +79,11 @@ class Block(nn.Module):
     if block == "post":
       return norm(f"{name}_norm")(_stream(x + drop(function(x))))
     y = function(x if block == "inner" else norm(f"{name}_norm")(x))
-    return _stream(x + drop(y if block == "pre" else norm(f"{name}_out_norm")(y)))
+    return _stream(x + self._branch(drop(y if block == "pre" else norm(f"{name}_out_norm")(y))))
+
+  def _branch(self, y):
+    factor = branch_factor(self.cfg)
+    return y if factor == 1 else y * jnp.asarray(factor, y.dtype)
 
 
 def _stream(x: jax.Array) -> jax.Array:
@@ -95,8 +103,8 @@ def repeat(cfg: ModelConfig, block: type[nn.Module], num_layers: int) -> Callabl
   """
   if cfg.remat_policy != "none":
     block = nn.remat(block, policy=remat.policy(cfg), prevent_cse=not cfg.scan_layers)
-  split = {"variable_broadcast": "params", "variable_axes": {ROUTER: 0}} if cfg.share_layers else {
-      "variable_axes": {"params": 0, ROUTER: 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
+  split = {"variable_broadcast": "params", "variable_axes": {ROUTER: 0, _SEEN: 0}} if cfg.share_layers else {
+      "variable_axes": {"params": 0, ROUTER: 0, _SEEN: 0}, "metadata_params": {nn.PARTITION_NAME: "layers"}}
   return nn.scan(
       block, split_rngs={"params": not cfg.share_layers, "dropout": True}, in_axes=(0, nn.broadcast),
       length=num_layers, unroll=1 if cfg.scan_layers else num_layers, **split)
@@ -257,15 +265,21 @@ class Transformer(nn.Module):
     """Projects features to logits_BTV in float32."""
     return constrain(vocabulary_logits(*self._output(x_BTD), self.cfg.logit_softcap), "batch", "length", "act_vocab")
 
-  def step(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    """One step of decoding: logits_BV after the last of the given tokens, and the cache that now holds them."""
-    x_BTD, cache = self.features(tokens_BT, positions_BT, cache=cache)
+  def step(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: KVCache,
+           both_sides: bool = False) -> tuple[jax.Array, KVCache]:
+    """One step of decoding: logits_BV after the last of the given tokens, and the cache that now holds them.
+
+    With both_sides the given tokens see each other whatever their order, as those of a prefix do.
+    """
+    prefix_BS = jnp.ones(cache.positions.shape, bool) if both_sides else None
+    x_BTD, cache = self.features(tokens_BT, positions_BT, cache=cache, prefix_BT=prefix_BS)
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 
   def _transformed(self, x_BTD: jax.Array) -> jax.Array:
     if self.cfg.head_transform:
       x_BTD = self.head_transform(x_BTD)
-    return x_BTD * jnp.asarray(self.cfg.embed_dim ** -0.5, x_BTD.dtype) if self.cfg.scale_logits else x_BTD
+    factor = output_factor(self.cfg) * (base_width(self.cfg) ** -0.5 if self.cfg.scale_logits else 1.0)
+    return x_BTD if factor == 1 else x_BTD * jnp.asarray(factor, x_BTD.dtype)
 
   @property
   def dummy_inputs(self) -> tuple[jax.Array, ...]:
@@ -314,7 +328,8 @@ class Head(nn.Module):
     cfg = self.cfg
     width = cfg.embedding_dim if cfg.head_transform else cfg.embed_dim
     if not cfg.tie_embeddings:
-      self.kernel = param(self, "kernel", nn.initializers.normal(initial_std(cfg, width)), (cfg.vocab_size, width),
+      init = nn.initializers.normal(initial_std(cfg, width / width_ratio(cfg)))
+      self.kernel = param(self, "kernel", init, (cfg.vocab_size, width),
                           ("vocab", "embed" if width == cfg.embed_dim else "embedding"))
     if cfg.head_bias:
       self.bias = param(self, "bias", nn.initializers.zeros, (cfg.vocab_size,), ("vocab",))

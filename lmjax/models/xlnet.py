@@ -21,6 +21,7 @@ from lmjax.models.masks import AttentionSpec, seen
 from lmjax.models.products import vocabulary_logits
 from lmjax.models.rope import rotary_periods
 from lmjax.models.transformer import Head, repeat
+from lmjax.parametrization import attention_scale, output_factor
 from lmjax.partitioning import constrain
 
 
@@ -106,7 +107,9 @@ class RelativeAttention(nn.Module):
     if context.other_type_BTS is not None:
       same, other = (product("BTNH,NH->BNT", q_BTNH, x.astype(q_BTNH.dtype)) for x in (self.same_type, self.other_type))
       scores += jnp.where(context.other_type_BTS[:, None], other[..., None], same[..., None])
-    return scores * AttentionSpec(scale=self.cfg.attention_scale).scale_of(self.cfg.head_dim)
+    scores *= AttentionSpec(scale=attention_scale(self.cfg)).scale_of(self.cfg.head_dim)
+    self.sow("intermediates", "scores", scores)
+    return scores
 
 
 def shift(scores_BNTR: jax.Array, num_keys: int) -> jax.Array:
@@ -217,7 +220,7 @@ class XLNet(nn.Module):
       memory_LBMD = self.features(before_BT, reversed_B=reversed_B)[1]
     x_BPD, _ = self.features(tokens_BT, targets_BP=targets_BP, memory_LBMD=memory_LBMD, has_memory_B=has_before_B,
                              reversed_B=reversed_B, **inputs)
-    return x_BPD, self.output_embedding(), self.head.bias if self.cfg.head_bias else None
+    return self._scaled(x_BPD), self.output_embedding(), self.head.bias if self.cfg.head_bias else None
 
   @property
   def dummy_inputs(self) -> tuple[jax.Array, ...]:
@@ -251,10 +254,15 @@ class XLNet(nn.Module):
     x, memory_LBMD = self.features(tokens_BT, **inputs)
     return self.logits(x) if self.cfg.head == "lm" else x, memory_LBMD
 
+  def _scaled(self, x: jax.Array) -> jax.Array:
+    factor = output_factor(self.cfg)
+    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
+
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Projects features to logits_BTV in float32."""
     bias_V = self.head.bias if self.cfg.head_bias else None
-    return constrain(vocabulary_logits(x_BTD, self.output_embedding(), bias_V), "batch", "length", "act_vocab")
+    logits_BTV = vocabulary_logits(self._scaled(x_BTD), self.output_embedding(), bias_V)
+    return constrain(logits_BTV, "batch", "length", "act_vocab")
 
 
 def which_are_seen(cfg: ModelConfig, length: int, memory_len: int, segment_ids_BT: jax.Array | None,

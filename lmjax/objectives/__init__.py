@@ -1,8 +1,9 @@
 """Objectives: a module each, with `make_example` for the host and `loss` for the device.
 
 A module may also say how much text an example takes (`text_len`), which special tokens it needs (`SPECIAL_TOKENS`, or
-`special_tokens` where that depends on the settings), and how the weights of a whole batch make its terms count
-(`balance`). Those that learn from labelled tasks also say what they predict of a batch and how good that is
+`special_tokens` where that depends on the settings), how the weights of a whole batch make its terms count (`balance`),
+and at how many places of an example it predicts (`num_places`), or how many tokens its decoder writes (`decoder_len`),
+where these are not all. Those that learn from labelled tasks also say what they predict of a batch and how good that is
 (`predict`, `score`).
 """
 
@@ -12,7 +13,7 @@ from typing import Any, Callable, Sequence
 
 import jax
 
-from lmjax import scores
+from lmjax import metrics, scores
 from lmjax.config import Config, ObjectiveConfig
 from lmjax.config_checks import UserError, nearest
 from lmjax.data import augment, frames
@@ -135,6 +136,30 @@ def with_heads(config: Config, tasks: Sequence[Task]) -> Config:
                       f"set it to {needed}, or leave it None.")
     return dataclasses.replace(config, model=dataclasses.replace(model, num_labels=needed))
   return config
+
+
+def flops_per_token(config: Config) -> float:
+  """Returns the FLOPs of training on one of an example's data.seq_len tokens, of what the objective makes of it.
+
+  They are those of `metrics.flops_per_token`, but that only what is predicted has logits, a decoder writes fewer tokens
+  than its encoder reads, and each answer of a multiple choice is read with the text.
+
+  Args:
+    config: with sizes resolved.
+  """
+  module, T = OBJECTIVES[config.objective.name], config.data.seq_len
+  if config.model.architecture == "encoder_decoder" and hasattr(module, "decoder_len"):
+    return metrics.flops_per_example(config.model, T, module.decoder_len(config)) / T
+  predicted = module.num_places(config.objective, T) / T if hasattr(module, "num_places") else None
+  rows = max([1, *(len(parse_task(entry, TASKS).choices) for entry in config.data.tasks)])
+  return (rows if module is multiple_choice else 1) * metrics.flops_per_token(config.model, T, predicted)
+
+
+def linear_flops_per_token(config: Config) -> float:
+  """Returns the part of `flops_per_token` that is in the linear maps of the blocks."""
+  module, T = OBJECTIVES[config.objective.name], config.data.seq_len
+  written = module.decoder_len(config) / T if hasattr(module, "decoder_len") else 1.0
+  return metrics.linear_flops_per_token(config.model, written)
 
 
 def balance(module: Any, batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:

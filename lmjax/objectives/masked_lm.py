@@ -2,8 +2,9 @@
 
 A share of the tokens is chosen, anew each time a text is seen (Liu et al. 2019, arXiv 1907.11692, section 4.1): single
 tokens, whole words, or spans of words whose number is geometric, with p = 0.2 and at most 10 (Joshi et al. 2019, arXiv
-1907.10529, section 3.1). Of those chosen 80% become [MASK], 10% a random token, and 10% stay what they are. With
-`sentence_pairs` the model also tells pairs of texts apart, a second term of the loss: see framing.py.
+1907.10529, section 3.1). Of those chosen 80% become [MASK], 10% a random token, and 10% stay what they are; tokens of a
+span all become alike (the same section). With `sentence_pairs` the model also tells pairs of texts apart, a second term
+of the loss: see framing.py.
 """
 
 from typing import Any
@@ -26,6 +27,11 @@ def text_len(config: Config) -> int:
   return framing.text_len(config.objective.sentence_pairs, config.data.seq_len)
 
 
+def num_places(cfg: ObjectiveConfig, seq_len: int) -> int:
+  """Returns the places of a full example at which tokens are predicted."""
+  return max(1, round(cfg.mask_rate * framing.text_len(cfg.sentence_pairs, seq_len)))
+
+
 def balance(batch: dict[str, jax.Array], cfg: ObjectiveConfig) -> dict[str, jax.Array]:
   """Scales the weights of a whole batch so that each term counts as the settings say."""
   return scaled_terms(batch, {"sentence": cfg.sentence_weight} if cfg.sentence_pairs != "none" else {})
@@ -41,10 +47,11 @@ def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: R
   rng = np.random.default_rng(key)
   made = framing.frame(example, rng, recipe)
   cfg, T = recipe.cfg, recipe.seq_len
-  most = max(1, round(cfg.mask_rate * framing.text_len(cfg.sentence_pairs, T)))
-  places = choose(rng, made.tokens, min(most, max(1, round(cfg.mask_rate * (len(made.tokens) - 2)))), recipe)
+  most = num_places(cfg, T)
+  count = min(most, max(1, round(cfg.mask_rate * (len(made.tokens) - 2))))
+  places, units = choose(rng, made.tokens, count, recipe)
   row = {
-      "inputs": padded(hide(rng, made.tokens, places, recipe), T), "segment_ids": padded(made.segment_ids, T),
+      "inputs": padded(hide(rng, made.tokens, places, units, recipe), T), "segment_ids": padded(made.segment_ids, T),
       "token_types": padded(made.token_types, T), "places": padded(places, most),
       "targets": padded(made.tokens[places], most), "weights": padded(np.ones(len(places)), most, np.float32)}
   if cfg.sentence_pairs != "none":
@@ -52,31 +59,41 @@ def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: R
   return row
 
 
-def hide(rng: np.random.Generator, tokens: np.ndarray, places: np.ndarray, recipe: Recipe) -> np.ndarray:
+def hide(rng: np.random.Generator, tokens: np.ndarray, places: np.ndarray, units: np.ndarray,
+         recipe: Recipe) -> np.ndarray:
   """Returns the tokens with those at the places masked, replaced or left, by the shares that the settings say."""
-  cfg, hidden, draw = recipe.cfg, tokens.copy(), rng.random(len(places))
+  cfg, hidden, draw = recipe.cfg, tokens.copy(), rng.random(len(places))[units]
   hidden[places[draw >= cfg.mask_random + cfg.mask_same]] = recipe.special["mask"]
   at_random = places[draw < cfg.mask_random]
   hidden[at_random] = rng.choice(recipe.ordinary, len(at_random))
   return hidden
 
 
-def choose(rng: np.random.Generator, tokens: np.ndarray, count: int, recipe: Recipe) -> np.ndarray:
-  """Returns the sorted places of at most `count` ordinary tokens; fewer where whole words or spans do not fill it."""
+def choose(rng: np.random.Generator, tokens: np.ndarray, count: int,
+           recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+  """Chooses at most `count` ordinary tokens, fewer where whole words or spans do not fill it.
+
+  Returns:
+    Their sorted places [n], and which are hidden alike: numbers below n, equal for the tokens of a span.
+  """
   candidates = np.flatnonzero(recipe.is_ordinary[tokens])
   if recipe.cfg.mask_unit == "token":
-    return np.sort(rng.permutation(candidates)[:count])
+    places = np.sort(rng.permutation(candidates)[:count])
+    return places, np.arange(len(places))
   words = _words(tokens, candidates, recipe)
   longest = 1 if recipe.cfg.mask_unit == "word" else _LONGEST_SPAN
   lengths = np.minimum(rng.geometric(_SPAN_P, len(words)), longest)
-  chosen: set[int] = set()
-  for first, length in zip(rng.permutation(len(words)), lengths):
+  chosen: dict[int, int] = {}
+  for number, (first, length) in enumerate(zip(rng.permutation(len(words)), lengths)):
     for word in words[first:first + length]:
-      more = chosen.union(word.tolist())
+      more = dict.fromkeys(word.tolist(), number) | chosen
       if len(more) > count:
         break
       chosen = more
-  return np.array(sorted(chosen), np.int64)
+  places = np.array(sorted(chosen), np.int64)
+  if recipe.cfg.mask_unit == "word":
+    return places, np.arange(len(places))
+  return places, np.unique([chosen[place] for place in places.tolist()], return_inverse=True)[1]
 
 
 def _words(tokens: np.ndarray, candidates: np.ndarray, recipe: Recipe) -> list[np.ndarray]:

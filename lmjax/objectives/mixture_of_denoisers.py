@@ -14,7 +14,7 @@ from lmjax.objectives import span_corruption
 from lmjax.objectives.recipe import Recipe, text_of
 from lmjax.objectives.span_corruption import Denoiser, loss
 
-__all__ = ["DENOISERS", "loss", "make_example", "special_tokens", "text_len"]
+__all__ = ["DENOISERS", "loss", "decoder_len", "make_example", "special_tokens", "text_len"]
 
 DENOISERS = (
     Denoiser(0.15, 3, "R"), Denoiser(0.15, 8, "R"), Denoiser(0.25, None, "S"),
@@ -24,6 +24,11 @@ DENOISERS = (
 def text_len(config: Config) -> int:
   """Returns the tokens of text in an example."""
   return span_corruption.checked_lengths(DENOISERS, config).text
+
+
+def decoder_len(config: Config) -> int:
+  """Returns the tokens of the decoder's row."""
+  return span_corruption.lengths(DENOISERS, config.data.seq_len).decoder
 
 
 def special_tokens(config: Config) -> list[str]:

@@ -33,6 +33,11 @@ def text_len(config: Config) -> int:
   return config.data.seq_len * (2 if config.objective.memory else 1)
 
 
+def num_places(cfg: ObjectiveConfig, seq_len: int) -> int:
+  """Returns the places of a full example at which tokens are predicted."""
+  return max(1, round(cfg.predict_fraction * seq_len))
+
+
 def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: Recipe) -> dict[str, np.ndarray]:
   """Returns a row: a text, and which of its tokens are predicted in which order.
 
@@ -56,7 +61,7 @@ def make_example(example: dict[str, np.ndarray], key: tuple[int, int], recipe: R
     before = text[:T] if len(text) > T else text[:0]
     text, segments = text[len(before):], segments[len(before):]
     extra |= {"before": padded(before, T), "has_before": np.int32(len(before) > 0)}
-  most = max(1, round(cfg.predict_fraction * T))
+  most = num_places(cfg, T)
   places = rng.permutation(spans(rng, len(text), min(most, max(1, round(cfg.predict_fraction * len(text)))), cfg))
   order = np.zeros(T, np.int32)
   order[places] = np.arange(1, len(places) + 1)

@@ -56,6 +56,11 @@ class Recipe:
     """Frames texts for the model."""
     return Framer(self.tokenizer, self.seq_len)
 
+  @functools.cached_property
+  def opening(self) -> list[int]:
+    """Tokens with which a text begins that is written after an encoder has read another: `Tokenizer.opening`."""
+    return self.tokenizer.opening if self.model.architecture == "encoder_decoder" else []
+
 
 def make_recipe(config: Config, tokenizer: Any, special_tokens: Sequence[str], texts: Any, tasks: Sequence[Task] = (),
                 training: bool = False) -> Recipe:

@@ -34,6 +34,7 @@ from lmjax.objectives.labelled import label_terms, scaled_terms
 from lmjax.objectives.recipe import Recipe
 
 SPECIAL_TOKENS = masked_lm.SPECIAL_TOKENS
+num_places = masked_lm.num_places
 
 
 def text_len(config: Config) -> int:

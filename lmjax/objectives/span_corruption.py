@@ -89,6 +89,11 @@ def text_len(config: Config) -> int:
   return checked_lengths(_denoisers(config.objective), config).text
 
 
+def decoder_len(config: Config) -> int:
+  """Returns the tokens that the decoder writes of a full example."""
+  return lengths(_denoisers(config.objective), config.data.seq_len).decoder
+
+
 def special_tokens(config: Config) -> list[str]:
   """Returns the names of the special tokens."""
   return sentinels(lengths(_denoisers(config.objective), config.data.seq_len).spans)

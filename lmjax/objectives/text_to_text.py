@@ -1,8 +1,9 @@
 """Text to text: write a text after reading another, such as its translation, summary or label.
 
 (Sutskever et al. 2014, arXiv 1409.3215; Raffel et al. 2019, arXiv 1910.10683, section 2.4.) An encoder-decoder reads
-the one and writes the other, which begins with `Recipe.start_id`; a decoder reads both joined, and only the second
-counts. Both texts end as the tokenizer says. The loss is the mean cross-entropy of the written tokens.
+the one and writes the other after `Recipe.start_id`; a decoder reads both joined, and only the second counts. Both
+texts begin and end as the tokenizer says: T5 writes `text </s>` after <pad>, BART `<s> text </s>` after </s>. The loss
+is the mean cross-entropy of the written tokens.
 
 Tasks of labels are written in words, as T5 has them: a text begins with the name of the task and names its columns, and
 what is written is the name of the label, a number in steps of 0.2, or the answer. With objective.task_weights
@@ -18,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax import scores
-from lmjax.config import ObjectiveConfig
+from lmjax.config import Config, ObjectiveConfig
 from lmjax.data.answers import find_answers
-from lmjax.data.task import Task, label_in, number_in, render
+from lmjax.data.task import Task, label_in, number_in, parse_task, render
+from lmjax.data.task_specs import TASKS
 from lmjax.generation import decode_prompts
 from lmjax.generation.sampling import Sampler
 from lmjax.objectives.cross_entropy import cross_entropy, loss_options
@@ -46,12 +48,17 @@ def make_example(example: dict[str, Any], key: tuple[int, int], recipe: Recipe) 
     return _joined(source, written, task, recipe) | numbers
   read = recipe.framer.frame(source).ids
   length = target_length(task, recipe.seq_len)
-  target = np.array([*written[:length - 1], recipe.eos_id])
+  target = np.array([*[*recipe.opening, *written][:length - 1], recipe.eos_id])
   longest, ones = max(target_length(other, recipe.seq_len) for other in recipe.tasks), np.ones(len(target))
   return numbers | {
       "encoder_inputs": padded(read, recipe.seq_len), "encoder_segment_ids": padded(np.ones(len(read)), recipe.seq_len),
       "inputs": padded([recipe.start_id, *target[:-1]], longest), "targets": padded(target, longest),
       "weights": padded(ones, longest, np.float32), "segment_ids": padded(ones, longest)}
+
+
+def decoder_len(config: Config) -> int:
+  """Returns the tokens of the decoder's row."""
+  return max(target_length(parse_task(entry, TASKS), config.data.seq_len) for entry in config.data.tasks)
 
 
 def target_length(task: Task, seq_len: int) -> int:
@@ -141,7 +148,7 @@ def predict(model: Any, params: Any, batch: dict[str, jax.Array], task: Task, re
 
 def written_bytes(task: Task, examples: list[dict[str, Any]], recipe: Recipe) -> int:
   """Returns the UTF-8 bytes of what the model is to write of some examples, as far as it fits."""
-  length = target_length(task, recipe.seq_len) - 1
+  length = target_length(task, recipe.seq_len) - 1 - len(recipe.opening)
   ids = recipe.tokenizer.encode_batch([target_text(task, example) for example in examples])
   return sum(len(recipe.tokenizer.decode(some[:length]).encode()) for some in ids)
 
@@ -149,7 +156,7 @@ def written_bytes(task: Task, examples: list[dict[str, Any]], recipe: Recipe) ->
 def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, np.ndarray],
           recipe: Recipe) -> dict[str, float]:
   """Returns the metrics of what was written: those of the labels where the task has labels."""
-  written = [recipe.tokenizer.decode(_until(row, recipe.eos_id)).strip() for row in predictions["tokens"]]
+  written = [recipe.tokenizer.decode(_text(row, recipe)).strip() for row in predictions["tokens"]]
   if task.kind == "extractive_qa":
     answers = [[answer.text for answer in find_answers(task, example["record"], example["where"])]
                for example in examples]
@@ -168,9 +175,10 @@ def score(task: Task, examples: list[dict[str, Any]], predictions: Mapping[str, 
   return scores.scores(task.measured, written, [target_text(task, example).strip() for example in examples])
 
 
-def _until(row: np.ndarray, eos_id: int) -> np.ndarray:
-  ends = np.flatnonzero(row == eos_id)
-  return row[:ends[0]] if len(ends) else row
+def _text(row: np.ndarray, recipe: Recipe) -> list[int]:
+  """Returns the tokens that were written, without those that stand around a text."""
+  written = row[:[*np.flatnonzero(row == recipe.eos_id), len(row)][0]].tolist()
+  return recipe.tokenizer.without_opening(written)
 
 
 def _number(text: str) -> float:

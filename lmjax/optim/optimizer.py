@@ -8,6 +8,7 @@ with the factors f_lr and f_wd of the parameter's policies. The learning rate an
 compiled step, not part of it.
 """
 
+import operator
 import re
 from typing import Any, Callable, NamedTuple
 
@@ -16,8 +17,9 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from lmjax.config import OptimConfig, UserError
+from lmjax.config import ModelConfig, OptimConfig, UserError
 from lmjax.optim.gates import join, split
+from lmjax.parametrization import eps_factor, learning_rate_factor
 
 
 class Optimizer(NamedTuple):
@@ -36,13 +38,15 @@ class Optimizer(NamedTuple):
   eval_params: Callable[[Any, Any], Any]
 
 
-def make_optimizer(cfg: OptimConfig, axes: Any, frozen: Any | None = None) -> Optimizer:
+def make_optimizer(cfg: OptimConfig, axes: Any, frozen: Any | None = None,
+                   model: ModelConfig = ModelConfig()) -> Optimizer:
   """Returns the optimizer of a config.
 
   Args:
     cfg: the settings.
     axes: tree of the parameters' logical axis names, as `partitioning.logical_axes` gives it.
     frozen: tree of booleans, which of them never learn; None where all do.
+    model: whose parametrization scales learning rates and epsilons.
 
   Raises:
     UserError: where a pattern of a policy matches no parameter.
@@ -50,6 +54,8 @@ def make_optimizer(cfg: OptimConfig, axes: Any, frozen: Any | None = None) -> Op
   lr_factors = policy_factors("learning_rate_policy", cfg.learning_rate_policy, axes)
   wd_factors = policy_factors("weight_decay_policy", cfg.weight_decay_policy, axes)
   lr_factors, wd_factors, axes = (split(tree, frozen)[0] for tree in (lr_factors, wd_factors, axes))
+  by_size, eps_factors = _size_factors(cfg, model, axes)
+  lr_factors = jax.tree.map(operator.mul, lr_factors, by_size)
   if cfg.name == "muon":
     lr_factors = jax.tree.map(lambda factor, hidden: factor if hidden else factor * cfg.adam_learning_rate_ratio,
                               lr_factors, hidden_matrices(axes))
@@ -78,6 +84,8 @@ def make_optimizer(cfg: OptimConfig, axes: Any, frozen: Any | None = None) -> Op
   def update(grads, state, params, hparams, loss_fn, accept=True):
     extra = {"obj_fn": loss_fn} if cfg.name == "sophia" else {}
     learned, rest = split(params, frozen)
+    # Adam of a gradient that is larger is Adam with an epsilon that is smaller.
+    grads = jax.tree.map(lambda g, factor: g if factor == 1 else g / factor, grads, eps_factors)
     changes, new_state = transform(hparams).update(grads, state, learned, **extra)
     new = optax.apply_updates(learned, changes), new_state
     learned, state = jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, (learned, state))
@@ -136,6 +144,24 @@ def hidden_matrices(axes: Any) -> Any:
   def is_hidden(path, names):
     return "layers" in _keys(path) and bool({"embed", "rank"} & {*names}) and len(set(names) - {"layers"}) > 1
   return jax.tree_util.tree_map_with_path(is_hidden, axes, is_leaf=_is_names)
+
+
+def _size_factors(cfg: OptimConfig, model: ModelConfig, axes: Any) -> tuple[Any, Any]:
+  """Returns the factors of learning rate and epsilon of every parameter that a model's parametrization asks for."""
+  by_muon = jax.tree.map(lambda hidden: hidden and cfg.name == "muon", hidden_matrices(axes))
+  rule = "adamw" if cfg.name == "muon" else cfg.name
+  is_adam = rule in ("adamw", "schedule_free")
+
+  def learning_rate(path, names, by_muon):
+    return learning_rate_factor(model, "muon" if by_muon else rule, _keys(path)[-1], names)
+
+  def eps(path, names, by_muon):
+    return eps_factor(model, _keys(path)[-1], names) if is_adam and not by_muon else 1.0
+
+  if model.parametrization == "standard":
+    learning_rate = eps = lambda *_: 1.0
+  each = lambda function: jax.tree_util.tree_map_with_path(function, axes, by_muon, is_leaf=_is_names)
+  return each(learning_rate), each(eps)
 
 
 def _keys(path: tuple) -> list[str]:

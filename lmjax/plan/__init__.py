@@ -230,7 +230,7 @@ def _saved(setup: train.Setup, batch: dict) -> tuple[float, float]:
 
 
 def _flops(config: Config) -> float:
-  return metrics.flops_per_token(config.model, config.data.seq_len) * _tokens_a_step(config)
+  return objectives.flops_per_token(config) * _tokens_a_step(config)
 
 
 def arithmetic_seconds(config: Config, topology: Topology) -> float:
@@ -240,7 +240,7 @@ def arithmetic_seconds(config: Config, topology: Topology) -> float:
   """
   total, chip = _flops(config), topology.chip
   recipe = quantized.RECIPES.get(config.model.quantization)
-  fast = recipe.share * metrics.linear_flops_per_token(config.model) * _tokens_a_step(config) if recipe else 0.0
+  fast = recipe.share * objectives.linear_flops_per_token(config) * _tokens_a_step(config) if recipe else 0.0
   rate = chip.eight_bit_flops.get(config.model.quantization, chip.peak_flops)
   return ((total - fast) / chip.peak_flops + fast / rate) / topology.num_devices
 

@@ -27,6 +27,8 @@ class Settings:
     huber_delta: None for one that follows the noise.
     drop_outliers: whether runs far from the law are left out and the rest fitted again.
     predict: what to foretell: (size, tokens), or (flops,) for the best size and tokens of that compute.
+    hold_out: how many runs, the largest in compute, are left out of the fit and foretold.
+    curve: whether the law at the best size is worked out for a picture.
   """
   form: str = "chinchilla"
   num_resamples: int = 1000
@@ -34,6 +36,8 @@ class Settings:
   huber_delta: float | None = None
   drop_outliers: bool = False
   predict: tuple[tuple[float, ...], ...] = ()
+  hold_out: int = 0
+  curve: bool = False
 
 
 def analyse(runs: Runs, count: FlopCount, settings: Settings) -> dict[str, Any]:
@@ -51,6 +55,7 @@ def analyse(runs: Runs, count: FlopCount, settings: Settings) -> dict[str, Any]:
     UserError: where there are no more runs than parameters.
   """
   notes = list(runs.table.notes)
+  runs, largest = _hold_out(runs, settings.hold_out)
   law, scores = _choose(runs, settings)
   fit = fit_law(law, runs.points, runs.loss, huber_delta=settings.huber_delta)
   far = _outliers(fit)
@@ -75,6 +80,8 @@ def analyse(runs: Runs, count: FlopCount, settings: Settings) -> dict[str, Any]:
       "compute_optimal": _optimum(fit, drawn, count, degrees), "noise": fit.scale, "huber_delta": fit.delta,
       "num_runs": runs.num_runs, "num_rows": len(runs.loss), "num_resamples": settings.num_resamples,
       "predictions": _predictions(fit, thetas, runs, count, settings, degrees),
+      "held_out": _held_out(fit, thetas, largest, runs, settings, degrees),
+      "curve": _curve(fit, thetas, runs, largest, degrees) if settings.curve else None,
       "residuals": _rows(runs, fit, far), "outliers": [n for n, is_far in zip(runs.names, far) if is_far],
       "dropped": dropped, "forms": [{**dataclasses.asdict(score), "error": score.error} for score in scores],
       "isoflop": isoflop(runs), "envelope": envelope(runs), "warnings": notes}
@@ -184,6 +191,44 @@ def _predictions(fit: Fit, thetas: np.ndarray, runs: Runs, count: FlopCount, set
   largest = runs.points.flops.max()
   return [{"size": float(n) if n else None, "tokens": float(d) if d else None, "flops": float(c),
            "times_largest_run": float(c / largest), **one} for (n, d, c), one in zip(wanted, told)]
+
+
+def _hold_out(runs: Runs, count: int) -> tuple[Runs, Runs | None]:
+  """Returns the runs without those of the most compute, and these; None where there are to be none."""
+  if not count:
+    return runs, None
+  compute = np.zeros(runs.num_runs)
+  np.maximum.at(compute, runs.run, runs.points.flops)
+  kept = np.isin(runs.run, np.argsort(compute, kind="stable")[:-count])
+  if not kept.any():
+    raise UserError(f"--hold_out is {count}, but {runs.table.source} has only {runs.num_runs} runs; hold out fewer.")
+  return runs.keep(kept), runs.keep(~kept)
+
+
+def _held_out(fit: Fit, thetas: np.ndarray, largest: Runs | None, runs: Runs, settings: Settings, degrees: int
+              ) -> list[dict[str, Any]]:
+  if largest is None:
+    return []
+  told = bootstrap.predict(fit, thetas, largest.points, degrees, settings.seed)
+  most = runs.points.flops.max()
+  return [{"run": name, "size": float(n), "tokens": float(d), "flops": float(c), "times_largest_run": float(c / most),
+           "loss": float(loss), "predicted": one["loss"], "error": float(one["loss"] / loss - 1),
+           "interval": one["interval"], "inside": bool(one["interval"][0] <= loss <= one["interval"][1])}
+          for name, n, d, c, loss, one in zip(largest.names, largest.points.size, largest.points.tokens,
+                                              largest.points.flops, largest.loss, told)]
+
+
+def _curve(fit: Fit, thetas: np.ndarray, runs: Runs, largest: Runs | None, degrees: int) -> dict[str, list[float]]:
+  """Returns the law at the best size and tokens for each compute, with its interval, over the runs' range."""
+  points = runs.points
+  last = points.flops.max() if largest is None else largest.points.flops.max()
+  flops = np.geomspace(points.flops.min(), last, 40)
+  # What the runs themselves say of C = k N D, so that the law is drawn over their own compute.
+  count = FlopCount(float(np.exp(np.mean(np.log(points.flops / (points.size * points.tokens))))))
+  size, tokens, _ = (np.array(column) for column in zip(*[_point(fit, (c,), count) for c in flops]))
+  at = Points(size, tokens, flops)
+  low, high = zip(*[bootstrap.interval(np.exp(drawn), degrees) for drawn in fit.log_loss(at, thetas).T])
+  return {"flops": flops.tolist(), "loss": np.exp(fit.log_loss(at)).tolist(), "low": list(low), "high": list(high)}
 
 
 def _point(fit: Fit, target: tuple[float, ...], count: FlopCount) -> tuple[float, float, float]:

@@ -27,12 +27,14 @@ class Table:
     places: where each row stands, such as `runs.csv, line 3`.
     names: of the rows.
     notes: sentences about what was left out.
+    folders: of the runs, where they are a sweep's.
   """
   source: str
   columns: Mapping[str, Sequence[Any]]
   places: Sequence[str]
   names: Sequence[str]
   notes: Sequence[str] = ()
+  folders: Sequence[pathlib.Path] = ()
 
   def numbers(self, column: str, flag: str) -> np.ndarray:
     """Returns a column as numbers above 0.
@@ -204,7 +206,7 @@ def _read_sweep(folder: pathlib.Path) -> Table:
     notes.append(f"{len(left_out)} of {len(folders)} runs have not finished and are left out: {', '.join(left_out)}.")
   columns = {name: [record.get(name) for record in records] for name in dict.fromkeys(k for r in records for k in r)}
   return Table(str(folder), columns, [str(run / "result.json") for run in kept],
-               [str(run.relative_to(folder)) for run in kept], notes)
+               [str(run.relative_to(folder)) for run in kept], notes, kept)
 
 
 def _run_folders(folder: pathlib.Path, depth: int) -> list[pathlib.Path]:

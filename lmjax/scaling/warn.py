@@ -32,7 +32,7 @@ def identifiability(fit: Fit, points: Points, loss: np.ndarray, num_runs: int,
     said.append(f"{num_runs} runs leave {degrees} degrees of freedom beside the {len(fit.theta)} parameters, so the "
                 "intervals are rough; add runs.")
   if fit.law.optimum is not None:
-    said += _design(points)
+    said += design(points)
   floor = intervals.get("E")
   if floor is not None and floor[0] < _NO_FLOOR * loss.min():
     said.append("The interval of E includes 0: these runs do not reach far enough to tell a floor from a slow power "
@@ -47,7 +47,8 @@ def identifiability(fit: Fit, points: Points, loss: np.ndarray, num_runs: int,
   return said
 
 
-def _design(points: Points) -> list[str]:
+def design(points: Points) -> list[str]:
+  """Returns a sentence for each way in which the places of the runs alone leave a law of both terms open."""
   n, d = np.log(points.size), np.log(points.tokens)
   said = []
   for values, (what, many) in zip((n, d), _SINGLE_TERMS.values()):

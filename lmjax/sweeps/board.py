@@ -12,7 +12,6 @@ Files, in the sweep's folder:
 """
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import json
@@ -20,7 +19,7 @@ import math
 import os
 import pathlib
 import secrets
-from typing import Any, Callable, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 import warnings
 
 import optuna
@@ -29,12 +28,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lmjax.config_checks import Refused, UserError, by_full_name
 from lmjax.sweeps.choices import Asking, Noting, by_field
+from lmjax.sweeps.rows import JOURNAL, RECORD, Row, best_first, rows_of, settings_of
 from lmjax.sweeps.space import Cube, Settings, draw
 from lmjax.sweeps.sweep import PLANNED, Sweep, cubes, definition, planned
 from lmjax.workdir import is_local, write_whole
-
-JOURNAL = "optuna.journal"
-RECORD = "sweep.json"
 
 # A trial whose workers die so often before it has a further checkpoint is given up: it is what kills them.
 _MOST_STARTS = 20
@@ -60,33 +57,11 @@ class Claim(NamedTuple):
   starts: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A trial, to be shown.
-
-  Attributes:
-    number: of the trial.
-    state: waiting, running, complete, pruned, diverged, failed or duplicate.
-    value: of the metric; None where there is none.
-    settings: of its run; {} where they are not chosen yet.
-    reason: why it failed or diverged, or which trial it repeats.
-  """
-  number: int
-  state: str
-  value: float | None
-  settings: Settings
-  reason: str
-
-  @property
-  def ended(self) -> bool:
-    return self.state not in ("waiting", "running")
-
-
 class Board:
   """The trials of a sweep."""
 
   def __init__(self, sweep: Sweep, workdir: str | os.PathLike, storage: str | None = None,
-               config: Mapping[str, Any] | None = None):
+               config: Mapping[str, Any] | None = None, train: Sequence[str] = ()):
     """Opens a sweep, or begins one.
 
     Args:
@@ -94,6 +69,7 @@ class Board:
       workdir: of the sweep; where several machines share it, a folder of a file system that they share.
       storage: URL of a database, such as sqlite:///FILE or postgresql://...; None keeps a journal in the workdir.
       config: the experiment that the trials vary, as what JSON holds.
+      train: command of a run of it, without a trial's settings and folder, for those who are shown the trials.
 
     Raises:
       UserError: where the workdir holds another sweep.
@@ -104,6 +80,7 @@ class Board:
                       "folder of a file system, shared where several machines work on the sweep.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", ".*`gamma` has been deprecated", FutureWarning)  # There until Optuna 6.
     if sweep.driver == "gp":
       _check_torch()
     self.sweep, self.workdir = sweep, pathlib.Path(workdir).absolute()
@@ -113,11 +90,14 @@ class Board:
     except OSError as e:
       raise Refused(f"The workdir {workdir} cannot be written ({e.strerror}); give a --workdir that can.") from e
     with self._turn():
-      name = self._identify(storage, json.loads(json.dumps({**definition(sweep), "config": config or {}})))
-      self._storage = _open_storage(storage, self.workdir / JOURNAL)
+      about = json.loads(json.dumps({**definition(sweep), "config": config or {}}))
+      name = self._identify(storage, about, train)
+      self._storage = open_storage(storage, self.workdir / JOURNAL)
       self._study = optuna.create_study(
           storage=self._storage, study_name=name, load_if_exists=True, pruner=_pruner(sweep),
           direction="minimize" if sweep.mode == "min" else "maximize")
+      if self._study.metric_names is None:
+        self._study.set_metric_names([sweep.metric])
       self._id = self._storage.get_study_id_from_name(name)
       self._plan()
 
@@ -145,7 +125,7 @@ class Board:
       known = [trial for trial in self._trials() if "settings" in trial.user_attrs and trial.number != first.number
                and not trial.state.is_finished()]
       kind = alike(first.settings)
-      others = [trial for trial in known if alike(_settings(trial.user_attrs["settings"])) == kind]
+      others = [trial for trial in known if alike(settings_of(trial.user_attrs["settings"])) == kind]
       most, claims = min(most, -(-(len(others) + 1) // workers)), []
       for trial in others:
         if len(claims) + 1 >= most:
@@ -209,24 +189,11 @@ class Board:
 
   def rows(self) -> list[Row]:
     """Returns the trials in the order of their numbers."""
-    names = {TrialState.WAITING: "waiting", TrialState.RUNNING: "running", TrialState.COMPLETE: "complete",
-             TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-    rows = []
-    for trial in self._trials():
-      about = trial.user_attrs
-      twin, state = about.get("duplicate_of"), names[trial.state]
-      state = "duplicate" if twin is not None else "diverged" if state == "pruned" and "reason" in about else state
-      rows.append(Row(trial.number, state, trial.value if state != "diverged" else None,
-                      _settings(about.get("settings", {})),
-                      about.get("reason", "" if twin is None else f"the same settings as trial {twin}")))
-    return rows
+    return rows_of(self._trials())
 
   def best_first(self) -> list[Row]:
     """Returns the trials, those that are complete first and the best of them at the top."""
-    sign = 1 if self.sweep.mode == "min" else -1
-    order = ("complete", "pruned", "running", "waiting", "diverged", "failed", "duplicate")
-    return sorted(self.rows(), key=lambda row: (
-        order.index(row.state), math.inf if row.value is None else sign * row.value, row.number))
+    return best_first(self.rows(), self.sweep.mode)
 
   def write_record(self, trials: list[Mapping[str, Any]]) -> None:
     """Writes the trials into sweep.json."""
@@ -238,12 +205,13 @@ class Board:
     """Returns the folder of a trial's run."""
     return self.workdir / "trials" / f"{number:03}"
 
-  def _identify(self, storage: str | None, about: dict[str, Any]) -> str:
+  def _identify(self, storage: str | None, about: dict[str, Any], train: Sequence[str]) -> str:
     """Returns the study's name, which the first one to come writes down with what the sweep is."""
     path, kind = self.workdir / RECORD, "a database" if storage else JOURNAL
     if not path.exists():
       name = f"{self.workdir.name}-{secrets.token_hex(4)}"
-      write_whole(path, json.dumps({"study": name, "storage": kind, "sweep": about}, indent=2) + "\n")
+      record = {"study": name, "storage": kind, "train": list(train), "sweep": about}
+      write_whole(path, json.dumps(record, indent=2) + "\n")
       return name
     try:
       record = json.loads(path.read_text())
@@ -298,7 +266,7 @@ class Board:
     import numpy as np
     seed = int(np.random.SeedSequence([self.sweep.seed, count]).generate_state(1)[0])
     if self.sweep.driver == "tpe":
-      return optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True, group=True)
+      return optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True, group=True, gamma=_num_good)
     if self.sweep.driver == "gp":
       return optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
     return optuna.samplers.RandomSampler(seed=seed)
@@ -314,7 +282,7 @@ class Board:
       self._note(number, "settings", draw(self.sweep.space, Asking(self.sweep.space, asked)))
     step, before = _last_checkpoint(folder), trial.user_attrs.get("starts_from", [-1, 0])
     count = before[1] + 1 if step == before[0] else 1
-    claim = Claim(number, _settings(self._trial(number).user_attrs["settings"]), folder, lock, count)
+    claim = Claim(number, settings_of(self._trial(number).user_attrs["settings"]), folder, lock, count)
     self._note(number, "starts", trial.user_attrs.get("starts", 0) + 1)
     self._note(number, "starts_from", [step, count])
     if count <= _MOST_STARTS:
@@ -326,7 +294,7 @@ class Board:
 
   def _twin(self, claim: Claim) -> FrozenTrial | None:
     """Returns an earlier trial with the same settings."""
-    same = lambda trial: _settings(trial.user_attrs.get("settings")) == claim.settings
+    same = lambda trial: settings_of(trial.user_attrs.get("settings")) == claim.settings
     return next((trial for trial in self._trials()[:claim.number] if same(trial)), None)
 
   def _repeat(self, claim: Claim, twin: FrozenTrial) -> None:
@@ -337,7 +305,7 @@ class Board:
     else:
       self._study.tell(claim.number, state=TrialState.FAIL)
     os.close(claim.lock)
-    space, seen = self.sweep.space, [_settings(trial.user_attrs.get("settings")) for trial in self._trials()]
+    space, seen = self.sweep.space, [settings_of(trial.user_attrs.get("settings")) for trial in self._trials()]
     for point in cubes(space, "random", _TRIES_FOR_UNSEEN, self.sweep.seed + claim.number):
       noting = Noting(space, point)
       settings = draw(space, noting)
@@ -394,7 +362,8 @@ def _ends_line(file: Any, size: int) -> bool:
   return file.read(1) == b"\n"
 
 
-def _open_storage(url: str | None, path: pathlib.Path) -> optuna.storages.BaseStorage:
+def open_storage(url: str | None, path: pathlib.Path) -> optuna.storages.BaseStorage:
+  """Returns a database, or, without a URL, the journal at a path; raises a UserError where it cannot be opened."""
   if url is None:
     return journal.JournalStorage(journal.JournalFileBackend(str(path), _JournalLock(path)))
   try:
@@ -413,6 +382,14 @@ def _check_torch() -> None:
   except ImportError as e:
     raise Refused("The sweep's driver is gp, whose Gaussian process needs torch, which is not installed; pip install "
                   "'lmjax[sweeps]', or take --driver=tpe.") from e
+
+
+def _num_good(count: int) -> int:
+  """Returns how many of some trials TPE counts as good, a quarter (Bergstra et al. 2013, hyperopt), 25 at most.
+
+  Optuna's tenth is one or two trials of the first twenty, which say little of how the good place is shaped.
+  """
+  return min(math.ceil(0.25 * count), 25)
 
 
 def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
@@ -457,10 +434,3 @@ def _check_locks(path: pathlib.Path) -> None:
 def _last_checkpoint(folder: pathlib.Path) -> int:
   found = folder / "checkpoints"
   return max((int(path.name) for path in found.iterdir() if path.name.isdigit()), default=-1) if found.is_dir() else -1
-
-
-def _settings(kept: Any) -> Any:
-  """Returns settings as they were before JSON made lists of their tuples."""
-  if isinstance(kept, Mapping):
-    return {name: _settings(value) for name, value in kept.items()}
-  return tuple(map(_settings, kept)) if isinstance(kept, (list, tuple)) else kept

@@ -11,7 +11,8 @@ import time
 from typing import Callable, Iterator, Mapping, Sequence
 
 from lmjax.config_checks import Refused, UserError
-from lmjax.sweeps.board import Board, Row
+from lmjax.sweeps.board import Board
+from lmjax.sweeps.rows import Row
 from lmjax.sweeps.space import as_flags
 
 # Workers that died before any of them took a trial, after which the driver gives up.

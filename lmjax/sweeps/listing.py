@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmjax import finetune, metrics, plan
+from lmjax import finetune, metrics, objectives, plan
 from lmjax.config import Config
 from lmjax.models.transformer import init_params, make_model
 from lmjax.optim import lora
@@ -73,7 +73,7 @@ def _cost(config: Config) -> tuple[int, float | None]:
   config = plan.resolved(config)
   shapes = nn.unbox(jax.eval_shape(lambda: init_params(make_model(config.model), jax.random.key(0))))
   tokens = config.train.num_steps * config.train.batch_size * config.data.seq_len
-  flops = tokens * metrics.flops_per_token(config.model, config.data.seq_len)
+  flops = tokens * objectives.flops_per_token(config)
   return metrics.count_params(lora.without(shapes)), None if epochs else flops
 
 

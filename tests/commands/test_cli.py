@@ -12,7 +12,7 @@ import types
 import pytest
 
 import lmjax
-from lmjax.commands import cli, coming
+from lmjax.commands import cli
 from lmjax.config import UserError
 
 EXPERIMENT = """\
@@ -67,8 +67,8 @@ def test_no_command_prints_the_help_and_fails(capsys):
 
 def test_every_file_is_a_command_or_shared():
   files = {path.stem for path in pathlib.Path(cli.__file__).parent.glob("*.py")}
-  assert files == {*cli.COMMANDS, "__init__", "cli", "coming", "experiment", "help_text"}
-  assert {*cli.COMMANDS, *coming.COMING} == CONTRACT
+  assert files == {*cli.COMMANDS, "__init__", "cli", "experiment", "help_text"}
+  assert {*cli.COMMANDS} == CONTRACT
 
 
 @pytest.mark.parametrize("command", sorted(CONTRACT))
@@ -95,13 +95,6 @@ def test_help_of_the_settings(capsys):
   assert cli.run(["train", "--help_config"]) == 0
   out = capsys.readouterr().out
   assert "--config.optim.learning_rate=0.001" in out and "--config.seed=0" in out
-
-
-@pytest.mark.parametrize("command", sorted(coming.COMING))
-def test_what_is_coming_says_so(command, capsys):
-  assert cli.run([command, "--config=x"]) == 1
-  out, err = capsys.readouterr()
-  assert not out and err.count("\n") == 1 and f"lmjax {command} is coming" in err
 
 
 @pytest.mark.parametrize("argv, message", [
@@ -181,6 +174,7 @@ def model(monkeypatch):
   monkeypatch.setattr(lmjax, "load", lambda path: (loaded, f"params of {path}"), raising=False)
   monkeypatch.setattr(lmjax, "load_tokenizer", lambda path: Letters(), raising=False)
   monkeypatch.setattr(lmjax, "generate", generate, raising=False)
+  monkeypatch.setattr("lmjax.convert.sees_both_sides", lambda path: path == "prefix")
   return calls
 
 
@@ -188,8 +182,10 @@ def test_generate(model, capsys):
   assert cli.run(["generate", "w", "--prompt=ab", "--top_k=5", "--temperature=0.5", "--seed=7"]) == 0
   assert model == [("decoder", "params of w", [[97, 98]], {
       "max_new_tokens": 128, "temperature": 0.5, "top_k": 5, "top_p": 1.0, "seed": 7, "eos_id": 0,
-      "vocab_size": 128, "decoder_start_token_id": None})]
+      "vocab_size": 128, "decoder_start_token_id": None, "both_sides": False})]
   assert capsys.readouterr().out == "abx\n"
+  assert cli.run(["generate", "prefix", "--prompt=ab"]) == 0
+  assert model[-1][3]["both_sides"]
 
 
 def test_generate_several(model, capsys):
@@ -225,7 +221,7 @@ def test_as_a_program_from_any_folder(tmp_path):
   done = subprocess.run([sys.executable, "-m", "lmjax", "report", "--workdir=nowhere"], cwd=tmp_path, timeout=60,
                         env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (2, "")
-  assert done.stderr == "lmjax: error: There is no folder nowhere; give the --workdir of a run.\n"
+  assert done.stderr == "lmjax: error: There is no folder nowhere; give the --workdir of a run or a sweep.\n"
 
 
 def test_a_reader_that_stops_early_is_no_error():

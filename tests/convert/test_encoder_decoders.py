@@ -15,6 +15,7 @@ import torch
 import transformers
 
 import lmjax
+from lmjax import convert
 from lmjax.commands import cli
 from lmjax.config import ModelConfig, UserError
 from lmjax.convert import hf_config
@@ -281,6 +282,18 @@ def test_greedy_decoding_is_that_of_transformers(name, folder_of):
   # Each by itself is what it is beside the other.
   assert lmjax.generate(model, params, prompts[1:], max_new_tokens=20, temperature=0,
                         decoder_start_token_id=start) == got[1:]
+
+
+def test_what_a_run_begins_texts_with_is_told_to_transformers(folder_of, tmp_path):
+  _, folder = folder_of("bart")
+  convert.convert(folder, tmp_path / "run")
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  config["objective"]["start_token"] = 7
+  (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+  for name in ("hf_names.json", "generation_config.json"):  # A run that is not made of such a folder has none.
+    (tmp_path / "run" / name).unlink()
+  convert.convert(tmp_path / "run", tmp_path / "hf")
+  assert json.loads((tmp_path / "hf" / "config.json").read_text())["decoder_start_token_id"] == 7
 
 
 def test_the_command_answers_a_text_as_transformers_does(folder_of, tmp_path, capsys):

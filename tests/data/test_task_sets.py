@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lmjax import objectives
+from lmjax import objectives, workdir
 from lmjax.config import UserError, base_config, from_config_dict
 from lmjax.config_checks import check_objective
 from lmjax.data import answers, augment, mixing, pipeline
@@ -69,6 +69,7 @@ def long(answer, **changes):
     (dict(LABEL, metrics=("acc",)), ROWS, "no metric 'acc'"),
     (dict(LABEL, metrics=("squad",)), ROWS, "the metric 'squad', but those of kind classification are accuracy, f1"),
     (dict(LABEL, labels=("bad",)), ROWS, "has but one label, 'bad'"),
+    (dict(LABEL, text="{text"), ROWS, "has text = '{text', which names no column, so that all records would be alike"),
 ])
 def test_a_wrong_classification_is_told(tmp_path, task, rows, told):
   assert told in refused(tmp_path, task, rows)
@@ -160,6 +161,25 @@ def test_sets_have_the_records_and_labels_come_of_the_data(tmp_path):
   texts = [{one["record"]["text"] for one in some.examples(range(some.num_examples))}
            for some in (data.train, data.eval_sets["validation"])]
   assert texts[0] | texts[1] == {row["text"] for row in rows} and not texts[0] & texts[1]
+
+
+def test_labels_that_a_run_has_learned_stay_when_its_data_changes(tmp_path):
+  task = dict(LABEL, labels=(), source=str(tmp_path / "data.jsonl"))
+
+  def labels_of(*names):
+    rows = [dict(text=f"text {i}", label=names[i % len(names)]) for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(task, data=dict(validation_fraction=0.25))
+    data = pipeline.open_data(config, labels=workdir.read_labels(tmp_path))
+    workdir.write_labels(tmp_path, {one.name: one.labels for one in data.tasks})
+    return data.tasks[0].labels
+
+  assert labels_of("cat", "ant") == labels_of("cat", "cat", "ant") == labels_of("cat") == ("ant", "cat")
+  with pytest.raises(UserError, match="has the label 'bee', but the task 'reviews' has the names ant, cat or numbers"):
+    labels_of("cat", "bee")
+  (tmp_path / "labels.json").write_text("[")
+  with pytest.raises(UserError, match="labels.json is damaged"):
+    labels_of("cat", "ant")
 
 
 def augmented(text, seed=0, **shares):

@@ -83,6 +83,26 @@ def test_prompts_of_different_lengths_equal_each_alone_and_the_plain_loop(positi
     assert tokens == text[len(prompt):len(prompt) + 8].tolist()
 
 
+@pytest.mark.parametrize("changes", [
+    dict(position="rotary"), dict(position="relative"), dict(position="learned", attention_window=6)],
+                         ids=lambda changes: changes["position"])
+def test_a_prompt_may_be_seen_from_both_sides(changes):
+  """Padding comes before the shorter one, and nothing of what is made is seen by the prompt."""
+  model, params = make(**changes)
+  prompts = [[1, 2, 3, 4, 5, 6, 7], [30, 31]]
+  together = generate(model, params, prompts, max_new_tokens=6, temperature=0, both_sides=True)
+  logits = jax.jit(lambda tokens, prefix: model.apply(
+      {"params": params}, tokens, prefix_BT=prefix, method=lambda model, tokens, prefix_BT: model.logits(
+          model.features(tokens, prefix_BT=prefix_BT)[0])))
+  for prompt, tokens in zip(prompts, together):
+    text, prefix = np.zeros((1, 13), np.int32), np.arange(13)[None] < len(prompt)
+    text[0, :len(prompt)] = prompt
+    for end in range(len(prompt), len(prompt) + 6):
+      text[0, end] = logits(text, prefix)[0, end - 1].argmax()
+    assert tokens == text[0, len(prompt):len(prompt) + 6].tolist()
+  assert generate(model, params, prompts, max_new_tokens=6, temperature=0) != together
+
+
 def test_the_same_seed_gives_the_same_text_and_another_seed_another():
   model, params = make()
   texts = [generate(model, params, [[1, 2]], max_new_tokens=20, seed=seed)[0] for seed in (0, 0, 1)]

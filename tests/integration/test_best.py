@@ -83,6 +83,17 @@ def test_better_is_what_the_settings_say():
   assert nan == Best(1, 0.5, 1)
 
 
+@pytest.mark.parametrize("metric, mode, better", [
+    ("validation/loss", None, 0.4), ("validation/accuracy", None, 0.6), ("validation/sst2/f1", None, 0.6),
+    ("tasks/average", None, 0.6), ("validation/calibration_error", None, 0.4), ("validation/bits_per_byte", None, 0.4),
+    ("validation/replaced_accuracy", None, 0.6), ("validation/replaced_loss", None, 0.4),
+    ("validation/accuracy", "min", 0.4), ("validation/loss", "max", 0.6)])
+def test_what_is_better_follows_from_the_metric_unless_it_is_said(metric, mode, better):
+  cfg = EvalConfig(best_metric=metric, best_mode=mode)
+  steps = [Best().after(1, {metric: 0.5}, cfg).after(2, {metric: value}, cfg).step for value in (better, 1 - better)]
+  assert steps == [2, 1]
+
+
 @pytest.mark.parametrize("settings, told", [
     (dict(patience=3), "config.eval.patience is set, but config.eval.best_metric is None"),
     (dict(best_metric="validation/loss"), "best_metric is set, but nothing is evaluated in the loop")])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmjax.commands import cli, coming
+from lmjax.commands import cli
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +142,7 @@ def test_a_run_starts_from_another_and_from_a_hugging_face_folder(finished, conv
   assert first["restore_from"] < read_metrics(workdir)[0]["loss"] - 1
 
 
-@pytest.mark.parametrize("command", [*cli.COMMANDS, *coming.COMING])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help(command, capsys):
   assert cli.run([command, "--help"]) == 0
   assert capsys.readouterr().out.startswith(f"lmjax {command}: ")
-
-
-@pytest.mark.parametrize("command", coming.COMING)
-def test_what_is_coming_says_so_in_one_sentence(command, lmjax_command):
-  status, out, err = lmjax_command(command)
-  assert (status, out) == (1, "")
-  assert err == (f"lmjax: error: lmjax {command} is coming but not available yet; lmjax {command} --help says what "
-                 "it will do.\n")

@@ -40,27 +40,43 @@ def run(texts, debug, monkeypatch):
   make_mesh = partitioning.make_mesh
   monkeypatch.setattr(partitioning, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
 
-  def run(family, workdir):
+  def run(family, workdir, *settings):
     config = load_experiment(f"{debug.removeprefix('--config=')}:{family}")
-    apply_overrides(config, [*SETTINGS, f"data.source={texts}/notes/*.txt"])
+    apply_overrides(config, [*SETTINGS, f"data.source={texts}/notes/*.txt", *settings])
     config = from_config_dict(config)
     return train.train_and_evaluate(config, str(workdir))
   return run
 
 
+def goes_on_exactly(run, folder, family, *settings):
+  """Returns the workdir of a run that went on from step 3, after comparing it with an unbroken one."""
+  whole = run(family, folder / "whole", *settings)
+  assert whole["status"] == "finished" and np.isfinite(whole["train_loss"]) and np.isfinite(whole["eval_loss"])
+  broken = folder / "broken"
+  shutil.copytree(folder / "whole", broken)
+  shutil.rmtree(broken / "checkpoints" / "5")
+  (broken / "result.json").unlink()
+  again = run(family, broken, *settings)
+  assert (again["params_sha256"], again["train_loss"]) == (whole["params_sha256"], whole["train_loss"])
+  return broken
+
+
+# What the families above do not learn by; labelled tasks are in test_tasks.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("family, objective, settings", [
+    ("llama", "multi_token", ("model.num_future=2",)), ("llama", "prefix_lm", ("model.dropout=0.1",)),
+    ("llama", "fill_in_the_middle", ()), ("t5", "mixture_of_denoisers", ())])
+def test_every_other_objective_goes_on_exactly(family, objective, settings, run, tmp_path):
+  workdir = goes_on_exactly(run, tmp_path, family, f"objective.name={objective}", *settings)
+  last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+  # The first term of multi_token is the cost of all of the text, as that of causal_lm.
+  assert ("validation/bits_per_byte" in last) == (objective == "multi_token")
+
+
 # ELECTRA's discriminator learns beside its generator.
 @pytest.mark.parametrize("family", [name for name in families.PRESETS if name != "electra"])
 def test_it_trains_goes_on_exactly_and_goes_out(family, run, tmp_path):
-  whole = run(family, tmp_path / "whole")
-  assert whole["status"] == "finished" and np.isfinite(whole["train_loss"]) and np.isfinite(whole["eval_loss"])
-
-  broken = tmp_path / "broken"
-  shutil.copytree(tmp_path / "whole", broken)
-  shutil.rmtree(broken / "checkpoints" / "5")
-  (broken / "result.json").unlink()
-  again = run(family, broken)
-  assert (again["params_sha256"], again["train_loss"]) == (whole["params_sha256"], whole["train_loss"])
-
+  broken = goes_on_exactly(run, tmp_path, family)
   if family in OURS_ALONE:
     return
   model, params = lmjax.load(broken)

@@ -97,6 +97,13 @@ def test_the_largest_run_is_foretold(fit, file):
   assert prediction["interval"][0] < held_out < prediction["interval"][1]
 
 
+def test_held_out_runs_are_foretold_and_drawn(fit, file, tmp_path):
+  told, _ = fit(file, *CSV_FLAGS, "--hold_out=2", f"--plot={tmp_path / 'fit.png'}")
+  assert told["num_runs"] == 18 and [row["run"] for row in told["held_out"]] == ["line 17", "line 21"]
+  assert told["held_out"][1]["times_largest_run"] == pytest.approx(10)  # The next are of ten times less.
+  assert (tmp_path / "fit.png").read_bytes()[1:4] == b"PNG"
+
+
 def test_the_best_value_of_a_setting(fit, tmp_path):
   path = tmp_path / "rates.csv"
   lines = [f"{n},{20 * n},{0.3 * n ** -0.2 * f},{3 + 0.1 * np.log(f) ** 2}" for n in (1e7, 1e8, 1e9)
@@ -131,9 +138,15 @@ def test_it_starts_without_jax(file, lmjax_command):
     (["{file}", "--seed=-1"], r"--seed is -1"),
     (["{file}", "--huber_delta=0"], r"--huber_delta is 0\.0, but it must be a finite number above 0"),
     (["{file}", "--flops_per_param_token=nan"], r"--flops_per_param_token is nan"),
+    (["{file}", "--hold_out=-1"], r"--hold_out is -1, but it must be at least 0"),
+    (["{file}", "--size=params", "--tokens=toks", "--loss=final", "--hold_out=20"], r"--hold_out is 20, but .* has "
+     "only 20 runs"),
+    (["{file}", "--best=rate", "--plot=fit.png"], r"--plot is about a law of loss"),
+    (["{file}", "--size=params", "--tokens=toks", "--loss=final", "--plot=nowhere/fit.png"], r"The picture "
+     r"nowhere/fit\.png cannot be written"),
     (["{file}", "--predict=1e9,x"], r"--predict has '1e9,x', but it must be N,D"),
     (["{file}", "--predict=1,2,3"], r"--predict has '1,2,3'"),
-    (["{file}", "--best=rate", "--predict=1e20"], r"with --best no law of loss is fitted"),
+    (["{file}", "--best=rate", "--predict=1e20"], r"--predict is about a law of loss"),
     (["{file}", "--best=rate", "--against=width"], r"--against is 'width'"),
     (["{file}", "--best=rate", "--size=params", "--tokens=toks", "--loss=final"], r"no column 'rate' for --best"),
     (["{short}", "--size=params", "--tokens=toks", "--loss=final"], r"gives 3 runs, but the form chinchilla needs at "

@@ -360,7 +360,7 @@ def test_debug_shows_the_traceback(capsys):
 def test_memory_that_runs_out(fail, monkeypatch, tmp_path, error, message):
   from lmjax import report
 
-  def run_out(_):
+  def run_out(*_):
     raise error
   monkeypatch.setattr(report, "write_report", run_out)
   assert message in fail("report", tmp_path)

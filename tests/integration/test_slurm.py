@@ -91,6 +91,23 @@ def test_two_tasks_train_one_model(slurm, tmp_path):
   assert steps(workdir) == [*range(1, 13)]
 
 
+def test_the_jobs_of_an_array_share_a_sweep(slurm, tmp_path):
+  workdir, log = tmp_path / "sweep", tmp_path / "1.log"
+  settings = [f"--config.{setting}" for setting in SETTINGS if not setting.startswith("model.num_layers")]
+  job = slurm.call("sbatch", "--parsable", "--array=1-2", f"--output={tmp_path}/%a.log", "launch/slurm.sh", "sweep",
+                   "--config=experiments/sweeps/depth.py", f"--workdir={workdir}", "--driver=random", "--num_trials=4",
+                   "--config.train.num_tokens=8192", *settings).strip()
+  states = lambda: re.findall(r"JobState=(\w+)", slurm.call("scontrol", "show", "job", job))
+  slurm.wait("It did not end.", lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states()), log)
+  assert states() == ["COMPLETED"] * 2, log.read_text()
+  trials = json.loads((workdir / "sweep.json").read_text())["trials"]
+  assert [trial["state"] for trial in trials] == ["complete"] * 4
+  # Each was run once, by one of the two, and both have worked.
+  assert all((tmp_path / f"{i}.log").read_text().count(f"trial {trial['number']} complete") == 1
+             for i in (1, 2) for trial in trials)
+  assert all(steps(workdir / "trials" / f"{i:03}")[0] == 1 for i in range(4))
+
+
 @pytest.mark.parametrize("how", ["told to stop", "killed"])
 def test_a_job_that_is_queued_again_goes_on(slurm, tmp_path, how):
   workdir, log = tmp_path / "run", tmp_path / "run.log"

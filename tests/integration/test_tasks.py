@@ -23,8 +23,10 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tasks")
   texts = [" ".join(WORDS[(i * 5 + j * (i + 3)) % 8] for j in range(2 + i % 5)) for i in range(64)]
   with open(folder / "label.csv", "w", newline="") as file:
-    csv.writer(file).writerows([("text", "label"), *((text, ("cold", "warm")["red" in text]) for text in texts)])
-  rows = [dict(words=text.split(), tags=[("O", "B-C")[len(word) == 3] for word in text.split()]) for text in texts]
+    csv.writer(file).writerows([("text", "label", "word", "number"), *(
+        (text, ("cold", "warm")["red" in text], text.split()[0], int("red" in text)) for text in texts)])
+  rows = [dict(words=text.split(), tags=[("O", "B-C")[len(word) == 3] for word in text.split()],
+               messages=[dict(role="user", content=text), dict(role="assistant", content=text[:3])]) for text in texts]
   (folder / "names.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (folder / "text.txt").write_text("\n".join(texts * 4))
   return folder
@@ -36,11 +38,18 @@ def settings(folder, kind, **changes):
       "token_classification": dict(name="names", kind="token_classification", source="names.jsonl", words="words",
                                    label="tags"),
       "text_to_text": dict(name="copy", kind="text_to_text", source="label.csv", text="{text}", target="{label}",
-                           max_target_tokens=8)}
-  heads = {"classification": "sequence", "token_classification": "token", "multi_task": "tasks"}
+                           max_target_tokens=8),
+      "regression": dict(name="score", kind="regression", source="label.csv", text="{text}", label="number"),
+      "extractive_qa": dict(name="find", kind="extractive_qa", source="label.csv", text="which", text_pair="{text}",
+                            answers="word"),
+      "multiple_choice": dict(name="choose", kind="multiple_choice", source="label.csv", text="{text}",
+                              choices=("{word}", "{label}"), label="number"),
+      "chat": dict(name="talk", kind="chat", source="names.jsonl", messages="messages")}
+  heads = {"classification": "sequence", "token_classification": "token", "multi_task": "tasks",
+           "regression": "sequence", "extractive_qa": "span", "multiple_choice": "choice"}
   chosen = ("classification", "token_classification") if kind == "multi_task" else (kind,)
   config = config_lib.base_config()
-  preset = "t5" if kind == "text_to_text" else "bert"
+  preset = {"text_to_text": "t5", "chat": "llama"}.get(kind, "bert")
   config.model.update({**families.debug(families.preset(preset)), "head": heads.get(kind, "lm"), "dropout": 0.1})
   config.data.update(tokenizer="bytes", seq_len=40, cache_dir=str(folder / "cache"), validation_fraction=0.25,
                      tasks=tuple(dict(tasks[one], source=str(folder / tasks[one]["source"])) for one in chosen))
@@ -83,7 +92,11 @@ def test_every_task_has_its_loss_and_its_metrics(folder, several):
   assert last["tasks/average"] == pytest.approx(np.mean(values))
 
 
-@pytest.mark.parametrize("kind", ["multi_task", "text_to_text"])
+OTHER_KINDS = ("classification", "regression", "token_classification", "extractive_qa", "multiple_choice", "chat")
+
+
+@pytest.mark.parametrize("kind", [
+    "multi_task", "text_to_text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHER_KINDS)])
 def test_a_run_that_goes_on_ends_as_an_unbroken_one(folder, kind):
   constant = dict(optim__schedule="constant")
   whole = run(folder, f"whole_{kind}", kind, **constant)
@@ -178,7 +191,7 @@ def test_under_adapters_the_new_head_learns(folder, pretrained):
 
 def test_the_best_checkpoint_is_of_a_tasks_metric(folder):
   run(folder, "best", "classification", eval__every_steps=1, eval__best_metric="validation/accuracy",
-      eval__best_mode="max", eval__patience=2)
+      eval__patience=2)
   best = json.loads((folder / "best" / "best.json").read_text())
   seen = [line["validation/accuracy"] for line in metrics_of(folder / "best") if "validation/accuracy" in line]
   assert best["value"] == max(seen)

@@ -6,6 +6,8 @@ yaml = pytest.importorskip("yaml")
 
 TPU = ("--name=a", "--image=registry/lmjax:1", "--accelerator=tpu-v5-lite-podslice", "--topology=4x8", "--slices=2")
 GPU = ("--name=a", "--image=registry/lmjax:1", "--accelerator=nvidia-h100-80gb", "--hosts=3", "--retries=4")
+SWEEP = ("--name=a", "--image=registry/lmjax:1", "--accelerator=nvidia-l4", "--chips=1", "--workers=8",
+         "--volume=claim")
 # What jobset.x-k8s.io/v1alpha2 has and must have, by api/jobset/v1alpha2/jobset_types.go; the rest is Kubernetes' own.
 FIELDS = {
     "spec": ({"replicatedJobs", "network", "successPolicy", "failurePolicy", "startupPolicy", "suspend", "coordinator",
@@ -18,6 +20,9 @@ FIELDS = {
                  "volumes"}, {"containers", "restartPolicy"}),
     "container": ({"name", "image", "command", "args", "env", "ports", "resources", "volumeMounts"}, {"name", "image"}),
 }
+
+
+FIELDS["sweepJob"] = (FIELDS["jobSpec"][0] | {"podFailurePolicy"}, {"template"})
 
 
 def assert_fields(kind, found):
@@ -83,6 +88,43 @@ def test_the_pods_of_gpus_name_the_first_as_it_is_called(pod_of):
                     "JAX_PROCESS_ID": None}
 
 
+def sweep_of(launch, *flags):
+  """Returns (job, pod, container) of the manifest of a sweep's workers."""
+  done = launch(*flags, "--dry_run", "sweep", "--config=/lmjax/a.py", "--workdir=/shared/it's")
+  assert done.returncode == 0, done.stderr
+  manifest = yaml.safe_load(done.stdout)
+  assert (manifest["apiVersion"], manifest["kind"], manifest["metadata"]) == ("batch/v1", "Job", {"name": "a"})
+  job, pod = manifest["spec"], manifest["spec"]["template"]["spec"]
+  (container,) = pod["containers"]
+  for kind, found in (("sweepJob", job), ("podSpec", pod), ("container", container)):
+    assert_fields(kind, found)
+  return job, pod, container
+
+
+def test_the_workers_of_a_sweep_share_a_folder_and_nothing_else(launch):
+  job, pod, container = sweep_of(launch, *SWEEP)
+  assert job["parallelism"] == job["completions"] == 8 and job["completionMode"] == "Indexed"
+  assert job["backoffLimit"] == 10 and pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+  # Kubernetes takes a policy on failures only where a pod that fails is not started again in its place.
+  assert pod["restartPolicy"] == "Never" and job["podFailurePolicy"]["rules"] == [
+      {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+  assert container["command"] == ["bash", "/lmjax/launch/worker.sh", "gpu"]
+  assert container["args"] == ["sweep", "--config=/lmjax/a.py", "--workdir=/shared/it's"]
+  assert container["resources"]["limits"] == {"nvidia.com/gpu": 1} and "env" not in container
+  mounted = {volume["name"]: volume for volume in pod["volumes"]}
+  assert {"mountPath": "/shared", "name": "shared"} in container["volumeMounts"]
+  assert mounted["shared"]["persistentVolumeClaim"] == {"claimName": "claim"}
+
+
+def test_a_worker_of_a_sweep_may_have_a_tpu_of_one_host(launch):
+  flags = ("--name=a", "--image=i", "--accelerator=tpu-v5-lite-podslice", "--topology=2x2", "--volume=claim")
+  job, pod, container = sweep_of(launch, *flags)
+  assert job["completions"] == 1 and container["resources"]["limits"] == {"google.com/tpu": 4}
+  assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+                                 "cloud.google.com/gke-tpu-topology": "2x2"}
+  assert container["command"][-1] == "tpu"
+
+
 def test_what_a_dry_run_prints_is_what_is_applied(launch, platform):
   printed = launch(*TPU, "--dry_run", "train").stdout
   assert launch(*TPU, "train").returncode == 0
@@ -92,7 +134,9 @@ def test_what_a_dry_run_prints_is_what_is_applied(launch, platform):
 
 @pytest.mark.parametrize("argv, says", [
     (TPU, "a command"), ((*TPU[:3], "train"), "--topology="), ((*TPU, "--name=A_b", "train"), "--name=A_b"),
-    ((*GPU, "--hosts=x", "train"), "are numbers"), ((*GPU, "--gpus=8", "train"), "no flag --gpus=8")])
+    ((*GPU, "--hosts=x", "train"), "are numbers"), ((*GPU, "--gpus=8", "train"), "no flag --gpus=8"),
+    ((*SWEEP, "train"), "are of a sweep"), ((*SWEEP[:-1], "sweep"), "needs --volume"),
+    ((*SWEEP, "--hosts=2", "sweep"), "one host"), ((*SWEEP, "--workers=many", "sweep"), "are numbers")])
 def test_what_cannot_work_is_refused(launch, platform, argv, says):
   done = launch(*argv)
   assert done.returncode == 2 and platform.calls == []

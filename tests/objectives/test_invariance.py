@@ -21,6 +21,11 @@ CASES = {
     "permutation_lm": dict(family=("xlnet", dict(reverse_half=True, memory_len=20)), name="permutation_lm",
                            memory=True),
 }
+# Those that have the loss of another.
+SAME_LOSS = {
+    "fill_in_the_middle": dict(family="llama", name="fill_in_the_middle"),
+    "mixture_of_denoisers": dict(family="t5", seq_len=48, name="mixture_of_denoisers"),
+}
 _WORDS = ["red", "blue", "green", "old", "new", "cat", "dog", "house"]
 _TEXTS = [" ".join(_WORDS[(i * 5 + j * (i + 3)) % 8] for j in range(2 + i % 5)) for i in range(40)]
 _LABEL = dict(name="label", kind="classification", text="{text}", label="label")
@@ -61,11 +66,13 @@ def compiled_fast():
   jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="module", params=[*CASES, *LABELLED])
+@pytest.fixture(scope="module", params=[
+    *CASES, *LABELLED, *(pytest.param(name, marks=pytest.mark.slow) for name in SAME_LOSS)])
 def case(request, task, labelled):
   """Returns an experiment, and a function from (devices, microbatches) to the gradients and what a step reports."""
-  if request.param in CASES:
-    made = task(**CASES[request.param])
+  cases = CASES | SAME_LOSS
+  if request.param in cases:
+    made = task(**cases[request.param])
   else:
     family, tasks, objective = LABELLED[request.param]
     rows, seq_len = [_ROWS[one["name"]] for one in tasks], 96 if request.param == "chat" else 40

@@ -201,6 +201,25 @@ def test_what_is_read_and_written_stands_in_the_row(labelled, family):
   assert decode(row["targets"][row["weights"] > 0]) == "no<|endoftext|>"
 
 
+def test_what_is_written_begins_and_ends_as_that_of_bart(labelled):
+  made = labelled(("bart", {}), [WRITE], [ROWS], name="text_to_text")
+  backend, end = made.tokenizer._backend, made.recipe.eos_id
+  begin = made.tokenizer.add_special(["<s>"])["<s>"]
+  backend.post_processor = tokenizers.processors.TemplateProcessing(
+      single="<s> $A <|endoftext|>", pair="<s> $A <|endoftext|> $B <|endoftext|>",
+      special_tokens=[("<s>", begin), ("<|endoftext|>", end)])
+  vars(made.recipe).pop("opening", None)
+  row, text = made.row(0), made.tokenizer.encode("no")
+  theirs = transformers.models.bart.modeling_bart.shift_tokens_right(
+      torch.tensor([[begin, *text, end]]), pad_token_id=0, decoder_start_token_id=end)[0].tolist()
+  assert row["inputs"].tolist() == [*theirs, 0, 0] and row["targets"].tolist() == [begin, *text, end, 0, 0]
+  example, task = made.data.train[0], dataclasses.replace(made.data.tasks[0], metrics=("exact_match",))
+  assert example["record"]["label"] == "no" and text_to_text.written_bytes(task, [example], made.recipe) == 2
+  for written in ([begin, *text], text):
+    tokens = np.array([[*written, end, 5, 5]])
+    assert text_to_text.score(task, [example], {"tokens": tokens}, made.recipe) == {"exact_match": 1.0}
+
+
 def test_labels_are_written_in_words_as_t5_has_them(labelled):
   made = labelled(("t5", {}), [dict(PAIR, name="glue/mrpc".replace("/", "-"))], [ROWS], seq_len=64, name="text_to_text")
   row, decode = made.row(0), made.tokenizer.decode

@@ -54,8 +54,10 @@ def test_shares_are_those_asked_for(task, unit):
     seen, true = row["inputs"][places], row["targets"][:len(places)]
     kinds += collections.Counter(np.where(seen == mask, "mask", np.where(seen == true, "same", "random")).tolist())
   assert hidden / ordinary == pytest.approx(0.2, abs=0.005 if unit == "token" else 0.01)
+  # Tokens of a span share their kind, and one is of three words and a space, each of about four letters and a space.
+  draws = hidden / 15 if unit == "span" else hidden
   for kind, share in (("mask", 0.8), ("same", 0.1), ("random", 0.1)):
-    assert kinds[kind] / hidden == pytest.approx(share, abs=4 * (share * (1 - share) / hidden) ** 0.5 + 0.001)
+    assert kinds[kind] / hidden == pytest.approx(share, abs=4 * (share * (1 - share) / draws) ** 0.5 + 0.001)
   assert at_places[0] == 0 and at_places[2:60].min() > 0.5 * at_places[2:60].mean()
 
 
@@ -79,6 +81,30 @@ def test_words_are_hidden_whole_and_spans_have_the_lengths_of_the_paper(task):
 
   geometric = sum(min(k, 10) * 0.2 * 0.8 ** (k - 1) for k in range(1, 200))
   assert runs("word") < 1.8 and runs("span") == pytest.approx(geometric, rel=0.25)
+
+
+def test_a_span_is_hidden_alike_and_words_are_not(task):
+  def kinds_of_runs(unit):
+    made = task(ENCODER, seq_len=128, name="masked_lm", mask_unit=unit, mask_rate=0.05, mask_random=0.0, mask_same=0.5)
+    mask, kinds = made.tokenizer.add_special(["mask"])["mask"], []
+    for number in range(100):
+      row = made.row(number)
+      places = row["places"][row["weights"] > 0]
+      is_mask = row["inputs"][places] == mask
+      kinds += [set(run.tolist()) for run in np.split(is_mask, np.flatnonzero(np.diff(places) > 1) + 1) if len(run) > 2]
+    return kinds
+
+  # Where there are few, spans seldom touch.
+  of_spans, of_words = kinds_of_runs("span"), kinds_of_runs("word")
+  assert np.mean([len(kinds) == 1 for kinds in of_spans]) > 0.7 and {frozenset(kinds) for kinds in of_spans} >= {
+      frozenset({True}), frozenset({False})}
+  assert np.mean([len(kinds) == 1 for kinds in of_words]) < 0.4
+
+
+def test_what_is_hidden_is_drawn_anew_each_time_a_text_is_seen(task):
+  made = task(ENCODER, seq_len=64, name="masked_lm")
+  places = {tuple(made.make(made.texts[3], (0, place))["places"].tolist()) for place in range(0, 640, 64)}
+  assert len(places) == 10
 
 
 def test_pairs_are_of_both_kinds_and_say_so(task):

@@ -126,3 +126,20 @@ def test_the_best_learning_rate_by_size():
   assert [group["num_runs"] for group in told["groups"]] == [5, 5, 5] and told["warnings"] == []
   with pytest.raises(UserError, match=r"0 groups of equal tokens with a best rate .* needs two"):
     analysis.best_value(make_runs(Points(size, np.arange(1, 16) ** 3.0, size), loss), rate, "rate", "tokens")
+
+
+def test_the_largest_runs_are_held_out_and_foretold(known):
+  points = known.grid()
+  loss = known.noisy_loss(points, 0.003, 0)
+  told = analyse(points, loss, hold_out=2)
+  largest = np.argsort(points.flops, kind="stable")[-2:]
+  assert told["num_runs"] == 34 and {row["run"] for row in told["held_out"]} == {f"run {i}" for i in largest}
+  for row in told["held_out"]:
+    assert row["loss"] == loss[int(row["run"].removeprefix("run "))]
+    assert row["error"] == pytest.approx(row["predicted"] / row["loss"] - 1) and abs(row["error"]) < 0.02
+    assert row["inside"] == (row["interval"][0] <= row["loss"] <= row["interval"][1])
+  # The law has not seen them: it is the same whatever they are.
+  loss[largest] *= 2
+  assert analyse(points, loss, hold_out=2)["E"] == told["E"]
+  with pytest.raises(UserError, match=r"--hold_out is 36, but sweep has only 36 runs"):
+    analyse(points, loss, hold_out=36)

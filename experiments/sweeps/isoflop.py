@@ -1,0 +1,64 @@
+"""Compute-optimal runs at several budgets, for a scaling law: what `lmjax isoflop` lays out, as a sweep.
+
+    lmjax sweep --config=experiments/sweeps/isoflop.py --workdir=runs/isoflop
+    lmjax fit --input=runs/isoflop --flops=train_flops --tokens=num_tokens --plot=isoflop.png
+    lmjax sweep --config=experiments/sweeps/isoflop.py:pod --workdir=runs/isoflop_pod
+    lmjax isoflop --config=experiments/sweeps/isoflop.py:pod --budgets=1e18,3e18,1e19,3e19
+
+`ladder` is the real thing on two cores, models of Python's own source. Six budgets over a factor of 18 are fitted, and
+the last run, of eight times the compute of any other and 148 times that of the first, is foretold:
+
+    lmjax sweep --config=experiments/sweeps/isoflop.py:ladder --workdir=runs/ladder
+    lmjax fit --input=runs/ladder --flops=train_flops --tokens=num_tokens --hold_out=1 --plot=docs/ladder.png
+
+One dial, the depth, makes a model: 16 channels a layer, heads of 16. CompleteP carries the learning rate, tuned at two
+layers, to every size; the batch grows with the tokens by the Step Law, and the rate with its root. It falls to zero
+(Bergsma et al. 2025, arXiv 2502.15938), so that a loss belongs to its own horizon. N counts all parameters: they are
+tied, so that 6 N is what a token costs but for attention (Pearce and Song 2024, arXiv 2406.12907, on why that matters
+for small models), and C is counted exactly.
+
+Hardware: any for `cpu`, a few minutes; two cores for `ladder`. `pod` has not been run.
+"""
+
+from lmjax.config import base_config
+from lmjax.models import families
+from lmjax.sweeps import Sweep, chain, product, values
+from lmjax.sweeps.ladder import ladder
+
+CPU, POD = (6e10, 2e11, 6e11), (1e18, 3e18, 1e19, 3e19)
+# Rungs of the ladder: a budget, its depths, and how many seeds. One layer is too few, for it cannot look up what it has
+# seen before (Olsson et al. 2022, arXiv 2209.11895), and before deeper ones have learned to, after some 0.7 million
+# tokens, two seeds differ by 2%: runs are longer than that.
+FITTED = ((2.7e11, (2,), 2), (5e11, (2,), 2), (9e11, (2, 3), 2), (1.6e12, (2, 3, 4), 1), (2.8e12, (2, 3, 4), 1),
+          (4.8e12, (2, 3, 4), 1), (4.8e12, (5,), 2))
+FORETOLD = (4e13, (5,), 1)
+
+
+def get_config(size="cpu"):
+  config = base_config()
+  if size == "pod":
+    config.model.update(families.llama_style(), num_layers=12, embed_dim=768, num_heads=6, mlp_dim=2048)
+    config.data.update(tokenizer="bpe", tokenizer_vocab_size=32000, seq_len=2048)
+    config.optim.update(schedule="linear", final_learning_rate_ratio=0.0)
+    config.train.update(num_tokens=1e9)
+    config.eval.update(batch_size=64)
+    config.mesh.update(data=1, fsdp=-1)
+    return config
+  config.model.update(families.llama_style(), num_layers=2, embed_dim=32, num_heads=2, mlp_dim=96, scan_layers=False,
+                      qk_norm="head", init_std=0.05, parametrization="completep", base_embed_dim=32, base_num_layers=2)
+  config.data.update(tokenizer="bpe", tokenizer_vocab_size=512, seq_len=128)
+  config.optim.update(name="muon", learning_rate=0.024, schedule="linear", final_learning_rate_ratio=0.0,
+                      warmup_steps=10)
+  config.train.update(num_steps=600, batch_size=10, sample_length=0)
+  config.eval.update(batch_size=64, final_num_batches=48 if size == "ladder" else 8)
+  return config
+
+
+def get_sweep(size="cpu"):
+  config = get_config(size)
+  if size == "pod":  # The devices share the batch.
+    return Sweep(ladder(config, POD, total=1e21, batch_multiple=64))
+  if size == "ladder":
+    return Sweep(chain(*(product(ladder(config, (budget,), depths), values("seed", range(seeds)))
+                         for budget, depths, seeds in (*FITTED, FORETOLD))))
+  return Sweep(ladder(config, CPU, sizes=3))
