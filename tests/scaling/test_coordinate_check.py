@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import pathlib
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from lmjax import config as config_lib
 from lmjax import partitioning, train
+from lmjax.commands import cli
 from lmjax.config import ModelConfig, UserError
 from lmjax.models import families
 from lmjax.scaling import coordinate_check, plots
@@ -87,6 +90,19 @@ def test_the_stream_grows_with_the_depth_but_under_completep():
 def test_other_optimizers_steps_do_not_grow_with_the_width(optim):
   found = slopes(measured("standard", **optim), measured("mup", width=256, **optim), 8)
   assert {name: value for name, value in found.items() if name != "logits" and abs(value) > 0.3} == {}
+
+
+@pytest.mark.slow
+def test_the_evidence_over_widths_of_64_to_1024(tmp_path):
+  """Minutes on a CPU; the picture in docs/ is of this check."""
+  debug = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "debug.py"
+  status = cli.run(["coordcheck", f"--config={debug}:llama", f"--workdir={tmp_path}", "--seeds=6",
+                    "--config.model.parametrization=mup", "--config.model.base_embed_dim=64"])
+  assert status == 0
+  found = json.loads((tmp_path / "coordcheck.json").read_text())["found"]["width"]
+  slopes = {kind: {name: part["slope"] for name, part in one["activations"].items()} for kind, one in found.items()}
+  assert {name: value for name, value in slopes["mup"].items() if abs(value) > coordinate_check.TOLERANCE} == {}
+  assert min(abs(value) for value in slopes["standard"].values()) > coordinate_check.TOLERANCE
 
 
 def test_the_pictures_are_small_png_files():
