@@ -155,7 +155,7 @@ def one_step(optimizer, width, grads, **settings):
   cfg = ModelConfig(embed_dim=width, parametrization="mup", base_embed_dim=8)
   axes = {"layers": {"mlp": {"up": {"kernel": ("layers", "embed", "mlp")}}}}
   tree = lambda x: {"layers": {"mlp": {"up": {"kernel": jnp.asarray(x)}}}}
-  made = make_optimizer(OptimConfig(name=optimizer, **settings), axes, None, cfg)
+  made = make_optimizer(OptimConfig(name=optimizer, weight_decay_policy=(), **settings), axes, None, cfg)
   zeros = tree(np.zeros((1, width, 2 * width), np.float32))
   after, _ = made.update(tree(grads), made.init(zeros), zeros, {"learning_rate": 1.0, "weight_decay": 0.0}, None)
   return np.asarray(after["layers"]["mlp"]["up"]["kernel"])[0]
@@ -177,7 +177,7 @@ def test_adams_epsilon_falls_as_gradients_do():
 def test_decay_is_the_same_at_every_width():
   cfg = ModelConfig(embed_dim=32, parametrization="mup", base_embed_dim=8)
   axes = {"layers": {"mlp": {"up": {"kernel": ("layers", "embed", "mlp")}}}}
-  made = make_optimizer(OptimConfig(), axes, None, cfg)
+  made = make_optimizer(OptimConfig(weight_decay_policy=()), axes, None, cfg)
   ones = {"layers": {"mlp": {"up": {"kernel": jnp.ones((1, 32, 64))}}}}
   after, _ = made.update(jax.tree.map(jnp.zeros_like, ones), made.init(ones), ones,
                          {"learning_rate": 0.1, "weight_decay": 0.5}, None)

@@ -150,9 +150,9 @@ def coordinates(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> 
       axes.set_yscale("log")
       axes.set_title(kind)
     row[0].set_ylabel("change since the start, root mean square")
-    row[0].sharey(row[-1])
-    handles = row[0].get_legend_handles_labels()
-    row[-1].legend(*handles, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axes in row[len(found):]:
+      axes.set_axis_off()
+    row[len(found) - 1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
   return _png(figure)
 
 
@@ -194,7 +194,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
   from matplotlib.figure import Figure
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row")
 
 
 def _look(number: int, colors: int) -> dict[str, Any]:
@@ -213,5 +213,5 @@ def _log_sizes(axes: Any, sizes: Sequence[int], what: str) -> None:
 
 def _png(figure: Any) -> bytes:
   buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+  figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
   return buffer.getvalue()

@@ -12,7 +12,7 @@ def test_a_check_of_widths_and_depths(lmjax_command, debug, tmp_path):
   out = lmjax_command.succeed(
       "coordcheck", debug, "--workdir=check", "--config.data.source=text.txt",
       "--config.model.parametrization=completep",
-      "--config.model.base_embed_dim=32", "--config.model.base_num_layers=1", "--config.data.seq_len=32",
+      "--config.model.base_embed_dim=32", "--config.model.base_num_layers=2", "--config.data.seq_len=32",
       "--widths=32,64", "--depths=1,2", "--steps=2", "--seeds=2")
   assert "Change after 2 steps as a power of the width, over 32 to 64:" in out
   assert "Change after 2 steps as a power of the depth, over 1 to 2:" in out

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import pathlib
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from lmjax import config as config_lib
 from lmjax import partitioning, train
+from lmjax.commands import cli
 from lmjax.config import ModelConfig, UserError
 from lmjax.models import families
 from lmjax.scaling import coordinate_check, plots
@@ -89,10 +92,24 @@ def test_other_optimizers_steps_do_not_grow_with_the_width(optim):
   assert {name: value for name, value in found.items() if name != "logits" and abs(value) > 0.3} == {}
 
 
+@pytest.mark.slow
+def test_the_evidence_over_widths_of_64_to_1024(tmp_path):
+  """Minutes on a CPU; the picture in docs/ is of this check."""
+  debug = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "debug.py"
+  status = cli.run(["coordcheck", f"--config={debug}:llama", f"--workdir={tmp_path}", "--seeds=6",
+                    "--config.model.parametrization=mup", "--config.model.base_embed_dim=64"])
+  assert status == 0
+  found = json.loads((tmp_path / "coordcheck.json").read_text())["found"]["width"]
+  slopes = {kind: {name: part["slope"] for name, part in one["activations"].items()} for kind, one in found.items()}
+  assert {name: value for name, value in slopes["mup"].items() if abs(value) > coordinate_check.TOLERANCE} == {}
+  assert min(abs(value) for value in slopes["standard"].values()) > coordinate_check.TOLERANCE
+
+
 def test_the_pictures_are_small_png_files():
   one = {"sizes": [64, 128], "activations": {
       f"part {i}": {"change": [[0.1, 0.2], [0.1, 0.3 + i]]} for i in range(14)}}
-  both = plots.coordinates([("width", {"mup": one, "standard": one}), ("depth", {"mup": one})])
+  both = plots.coordinates([("width", {"mup": one, "standard": one})])
+  assert plots.coordinates([("width", {"mup": one, "standard": one}), ("depth", {"mup": one})]).startswith(b"\x89PNG")
   loss = plots.transfer([("mup", "width", {64: ([1e-3, 2e-3], [2.0, float("nan")]), 128: ([1e-3, 2e-3], [3.0, 2.0])})])
   for picture in (both, loss):
     assert picture.startswith(b"\x89PNG") and len(picture) < 150_000
