@@ -8,15 +8,15 @@
 `ladder` is the real thing on two cores, models of Python's own source. Six budgets over a factor of 18 are fitted, and
 the last run, of eight times the compute of any other and 148 times that of the first, is foretold:
 
-    lmjax sweep --config=experiments/sweeps/isoflop.py:ladder --workdir=runs/ladder
+    lmjax sweep --config=experiments/sweeps/isoflop.py:ladder --workdir=runs/ladder --workers=2 --stack=1
     lmjax fit --input=runs/ladder --flops=train_flops --tokens=num_tokens --hold_out=1 --plot=docs/ladder.png
 
-One dial, the depth, makes a model: 16 channels a layer, heads of 16. CompleteP carries one learning rate to every size,
-and the batch grows with the tokens by the Step Law. The rate does not grow with the batch: at batches of 31 a run of two
-layers came to 3.098, 3.104 and 3.112 at rates of 0.021, 0.042 and 0.085, and at 16 one of four to 2.828 and 2.852 at 0.015
-and 0.030. It falls to zero (Bergsma et al. 2025, arXiv 2502.15938), so that a loss belongs to its own horizon. N counts all parameters: they are
-tied, so that 6 N is what a token costs but for attention (Pearce and Song 2024, arXiv 2406.12907, on why that matters
-for small models), and C is counted exactly.
+One dial, the depth, makes a model: 16 channels a layer, heads of 16. CompleteP carries one learning rate to every
+size, and the batch grows with the tokens by the Step Law. The rate does not grow with the batch: at batches of 31 a
+run of two layers came to 3.098, 3.104 and 3.112 at rates of 0.021, 0.042 and 0.085, and at 16 one of four to 2.828
+and 2.852 at 0.015 and 0.030. It falls to zero (Bergsma et al. 2025, arXiv 2502.15938), so that a loss belongs to its
+own horizon. N counts all parameters: they are tied, so that 6 N is what a token costs but for attention (Pearce and
+Song 2024, arXiv 2406.12907, on why that matters for small models), and C is counted exactly.
 
 Hardware: any for `cpu`, a few minutes; two cores for `ladder`. `pod` has not been run.
 """
