@@ -5,18 +5,18 @@
     lmjax sweep --config=experiments/sweeps/isoflop.py:pod --workdir=runs/isoflop_pod
     lmjax isoflop --config=experiments/sweeps/isoflop.py:pod --budgets=1e18,3e18,1e19,3e19
 
-`ladder` is the real thing on two cores, models of Python's own source. Six budgets over a factor of 18 are fitted, and
-the last run, of eight times the compute of any other and 148 times that of the first, is foretold:
+`ladder` is the real thing on two cores, models of Python's own source: runs of three sizes and a few horizons each
+are fitted, and the last run, of eight times the compute of any other and 67 times that of the first, is foretold:
 
     lmjax sweep --config=experiments/sweeps/isoflop.py:ladder --workdir=runs/ladder --workers=2 --stack=1
     lmjax fit --input=runs/ladder --flops=train_flops --tokens=num_tokens --hold_out=1 --plot=docs/ladder.png
 
-One dial, the depth, makes a model: 16 channels a layer, heads of 16. CompleteP carries one learning rate to every
-size, and the batch grows with the tokens by the Step Law. The rate does not grow with the batch: at batches of 31 a
-run of two layers came to 3.098, 3.104 and 3.112 at rates of 0.021, 0.042 and 0.085, and at 16 one of four to 2.828
-and 2.852 at 0.015 and 0.030. It falls to zero (Bergsma et al. 2025, arXiv 2502.15938), so that a loss belongs to its
-own horizon. N counts all parameters: they are tied, so that 6 N is what a token costs but for attention (Pearce and
-Song 2024, arXiv 2406.12907, on why that matters for small models), and C is counted exactly.
+On the ladder the width is what grows, over three layers with heads of 16, and muP carries one learning rate to all of
+them; the batch grows with the tokens by the Step Law. The rate does not grow with the batch: at batches of 31 a run
+of two layers came to 3.098, 3.104 and 3.112 at rates of 0.021, 0.042 and 0.085. It falls to zero (Bergsma et al.
+2025, arXiv 2502.15938), so that a loss belongs to its own horizon. N counts all parameters: they are tied, so that 6
+N is what a token costs but for attention (Pearce and Song 2024, arXiv 2406.12907, on why that matters for small
+models), and C is counted exactly.
 
 Hardware: any for `cpu`, a few minutes; two cores for `ladder`. `pod` has not been run.
 """
@@ -27,12 +27,10 @@ from lmjax.sweeps import Sweep, chain, product, values
 from lmjax.sweeps.ladder import ladder
 
 CPU, POD = (6e10, 2e11, 6e11), (1e18, 3e18, 1e19, 3e19)
-# Rungs of the ladder: a budget, its depths, and how many seeds. One layer is too few, for it cannot look up what it has
-# seen before (Olsson et al. 2022, arXiv 2209.11895), and before deeper ones have learned to, after some 0.7 million
-# tokens, two seeds differ by 2%: runs are longer than that.
-FITTED = ((2.7e11, (2,), 2), (5e11, (2,), 2), (9e11, (2, 3), 2), (1.6e12, (2, 3, 4), 1), (2.8e12, (2, 3, 4), 1),
-          (4.8e12, (2, 3, 4), 1), (4.8e12, (5,), 2))
-FORETOLD = (4e13, (5,), 1)
+# Rungs of the ladder: a budget, its widths, and how many seeds. Before some million tokens models have not learned to
+# look up what they have seen (Olsson et al. 2022, arXiv 2209.11895) and two seeds differ by 2%: runs are longer.
+FITTED = ((6e11, (32,), 2), (1.2e12, (32, 48), 2), (2.4e12, (32, 48, 64), 1), (4.8e12, (32, 48, 64, 80), 1))
+FORETOLD, _LAYERS = (4e13, (80,), 1), 3
 
 
 def get_config(size="cpu"):
@@ -45,8 +43,9 @@ def get_config(size="cpu"):
     config.eval.update(batch_size=64)
     config.mesh.update(data=1, fsdp=-1)
     return config
-  config.model.update(families.llama_style(), num_layers=2, embed_dim=32, num_heads=2, mlp_dim=96, scan_layers=False,
-                      qk_norm="head", init_std=0.05, parametrization="completep", base_embed_dim=32, base_num_layers=2)
+  config.model.update(families.llama_style(), num_layers=_LAYERS, embed_dim=32, num_heads=2, mlp_dim=96,
+                      scan_layers=False, qk_norm="head", init_std=0.05, parametrization="completep", base_embed_dim=32,
+                      base_num_layers=_LAYERS)
   config.data.update(tokenizer="bpe", tokenizer_vocab_size=512, seq_len=128)
   config.optim.update(name="muon", learning_rate=0.015, schedule="linear", final_learning_rate_ratio=0.0,
                       warmup_steps=10)
@@ -60,6 +59,7 @@ def get_sweep(size="cpu"):
   if size == "pod":  # The devices share the batch.
     return Sweep(ladder(config, POD, total=1e21, batch_multiple=64))
   if size == "ladder":
-    return Sweep(chain(*(product(ladder(config, (budget,), depths, rate="own"), values("seed", range(seeds)))
-                         for budget, depths, seeds in (*FITTED, FORETOLD))))
+    rung = lambda budget, width: ladder(config, (budget,), (_LAYERS,), aspect=width / _LAYERS, rate="own")
+    return Sweep(chain(*(product(rung(budget, width), values("seed", range(seeds)))
+                         for budget, widths, seeds in (*FITTED, FORETOLD) for width in widths)))
   return Sweep(ladder(config, CPU, sizes=3, rate="own"))
