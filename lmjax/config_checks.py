@@ -312,6 +312,9 @@ def _check_parametrization(model: Any, optim: Any) -> None:
   if kind == "completep" and (model.block == "post" or model.architecture == "xlnet"):
     raise UserError(f"{said}, but config.model.block is post, for which no rule for depth is known; set the former to "
                     "mup, or the block to another such as pre.")
+  if kind == "completep" and model.num_future > 1:
+    raise UserError(f"{said}, but config.model.num_future is {model.num_future}: no rule for depth is known for blocks "
+                    "that stand beside the stack; set the former to mup, or num_future to 1.")
   if kind == "completep" and model.num_decoder_layers not in (None, model.num_layers):
     raise UserError(f"{said}, but config.model.num_decoder_layers is {model.num_decoder_layers} and num_layers "
                     f"{model.num_layers}, which have one base; make them equal.")

@@ -68,6 +68,9 @@ def test_every_setting_says_what_it_means():
      "no rule is known for SGD of the gains of config.model.qk_norm = head"),
     (dict(model=dict(parametrization="completep", base_embed_dim=64, base_num_layers=2, block="post")),
      "block is post, for which no rule for depth is known"),
+    (dict(model=dict(parametrization="completep", base_embed_dim=64, base_num_layers=2, num_future=2),
+          objective=dict(name="multi_token")),
+     "num_future is 2: no rule for depth is known for blocks that stand beside the stack"),
     (dict(model=dict(parametrization="completep", base_embed_dim=64, base_num_layers=2, num_decoder_layers=3,
                      architecture="encoder_decoder")), "num_decoder_layers is 3 and num_layers 4, which have one base"),
 ])

@@ -2,8 +2,8 @@
 
 Trains the experiment for a few steps from its initial weights, at a constant learning rate, at each of several widths
 (mlp_dim and heads in proportion) and depths, under its config.model.parametrization and under the standard one, on the
-same batches. Prints how the change of every activation since the start goes with the size, as an exponent: within 0.05
-of zero where it does not. Writes DIR/coordcheck.json and DIR/coordcheck.png.
+same batches. Prints how the change of every activation since the start goes with the size, as an exponent, and its
+standard error over the seeds: within 0.05 of zero where it does not. Writes DIR/coordcheck.json and DIR/coordcheck.png.
 
   lmjax coordcheck --config=experiments/debug.py --workdir=runs/coordcheck --config.model.parametrization=mup \\
     --config.model.base_embed_dim=64
@@ -84,14 +84,16 @@ def lines(axis: str, by_kind: dict[str, Any], steps: int, tolerance: float) -> l
   sizes = next(iter(by_kind.values()))["sizes"]
   names = list(next(iter(by_kind.values()))["activations"])
   slopes = {kind: [one["activations"][name]["slope"] for name in names] for kind, one in by_kind.items()}
+  errors = {kind: [one["activations"][name]["slope_error"] for name in names] for kind, one in by_kind.items()}
+  cell = lambda value, error: f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}")
   width = max(map(len, names))
   rows = [f"Change after {steps} steps as a power of the {axis}, over {sizes[0]} to {sizes[-1]}:",
-          f"  {'':<{width}}" + "".join(f"  {kind:>9}" for kind in by_kind)]
-  for name, row in zip(names, zip(*slopes.values())):
-    rows.append(f"  {name:<{width}}" + "".join(f"  {value:>+9.3f}" for value in row))
+          f"  {'':<{width}}" + "".join(f"  {kind:>15}" for kind in by_kind)]
+  for name, row, row_errors in zip(names, zip(*slopes.values()), zip(*errors.values())):
+    rows.append(f"  {name:<{width}}" + "".join(f"  {cell(*one):>15}" for one in zip(row, row_errors)))
   within = {kind: sum(abs(value) <= tolerance for value in values) for kind, values in slopes.items()}
   return [*rows, f"  {f'within {tolerance} of 0':<{width}}" + "".join(
-      f"  {f'{count} of {len(names)}':>9}" for count in within.values())]
+      f"  {f'{count} of {len(names)}':>15}" for count in within.values())]
 
 
 def _sizes(flag: str, texts: list[str]) -> list[int]:

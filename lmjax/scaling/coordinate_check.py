@@ -5,6 +5,9 @@ the start, its root mean square over all entries, after each step (Yang et al. 2
 figure 5): where the parametrization is right it neither grows nor falls with the size. The activations themselves are
 measured too; there the logits of muP fall as 1 / sqrt(width) at the start, and attention's as 1 / sqrt(head_dim), as
 theory has it, so that no verdict is made of them.
+
+Seeds are averaged by their squares, as the heads of one model are: where these are few, the root mean square of a model
+varies from seed to seed, and the mean of its logarithm would lie below that of a model of many heads.
 """
 
 import dataclasses
@@ -92,16 +95,33 @@ def slope(sizes: Iterable[float], values: Any) -> np.ndarray:
 
   Args:
     sizes: [sizes].
-    values: [seeds, sizes, ...] above 0; the seeds' logarithms are averaged.
+    values: [seeds, sizes, ...] root mean squares above 0.
 
   Returns:
     [...]; nan where a value is 0 or not finite.
   """
   x = np.log2(np.asarray(sizes, float))
   with np.errstate(divide="ignore", invalid="ignore"):
-    y = np.log2(np.asarray(values, float)).mean(axis=0)
+    y = np.log2(_over_seeds(values))
     x = x - x.mean()
     return np.tensordot(x, y - y.mean(axis=0), 1) / (x @ x)
+
+
+def slope_error(sizes: Iterable[float], values: np.ndarray) -> np.ndarray | None:
+  """Returns the standard errors of slopes, from leaving out one seed at a time (the jackknife); None for one seed.
+
+  Args:
+    sizes: [sizes].
+    values: [seeds, sizes, ...] as `slope` takes them.
+  """
+  count = len(values)
+  if count < 2:
+    return None
+  return np.std([slope(sizes, np.delete(values, seed, axis=0)) for seed in range(count)], axis=0) * (count - 1) ** 0.5
+
+
+def _over_seeds(values: Any) -> np.ndarray:
+  return np.sqrt(np.square(np.asarray(values, float)).mean(axis=0))
 
 
 def summarize(sizes: list[int], runs: list[list[dict]]) -> dict[str, dict[str, Any]]:
@@ -112,17 +132,18 @@ def summarize(sizes: list[int], runs: list[list[dict]]) -> dict[str, dict[str, A
     runs: [sizes][seeds] of what `measure` returns.
 
   Returns:
-    `size` and `change`, means over the seeds by size and step; `size_slopes` and `change_slopes` by step, and `slope`,
-    the last of the latter.
+    `size` and `change`, root mean squares over the seeds by size and step; `size_slopes` and `change_slopes` by step;
+    `slope`, the last of the latter, and `slope_error`, its standard error, None for one seed.
   """
   found = {}
   for name in runs[0][0]:
     one = {}
     for what in ("size", "change"):
       values = np.array([[run[name][what] for run in seeds] for seeds in zip(*runs)])
-      one[what] = np.exp2(np.log2(np.maximum(values, 1e-30)).mean(axis=0)).tolist()
+      one[what] = _over_seeds(values).tolist()
       one[f"{what}_slopes"] = slope(sizes, values).tolist()
-    found[name] = {"slope": one["change_slopes"][-1], **one}
+    error = slope_error(sizes, values[..., -1])
+    found[name] = {"slope": one["change_slopes"][-1], "slope_error": None if error is None else float(error), **one}
   return found
 
 

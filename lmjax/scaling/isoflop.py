@@ -3,13 +3,13 @@
 With the experiment's own family, vocabulary and length of text, a depth L gives
 
   width      aspect * L, rounded to whole heads (at least one). Loss hardly depends on the shape over a wide range
-             (Kaplan et al. 2020, arXiv 2001.08361, section 3.2); one aspect for all is the rule of Karpathy's nanochat,
+             (Kaplan et al. 2020, arXiv 2001.08361, section 3.1); one aspect for all is the rule of Karpathy's nanochat,
              whose aspect is 64. Here it is the experiment's own embed_dim / num_layers unless it is given.
   heads      width / head_dim, head_dim being the experiment's; key and value heads in its proportion, or the nearest
              below that divides the heads.
   MLP        the experiment's mlp_dim / embed_dim, rounded to multiples of head_dim; experts alike.
-  tokens     budget / FLOPs of a token, by `metrics.flops_per_token`, rounded down to whole steps; or, where depths are
-             given and no budgets, tokens_per_param a parameter.
+  tokens     budget / FLOPs of a token, by `objectives.flops_per_token`, rounded down to whole steps; or, where depths
+             are given and no budgets, tokens_per_param a parameter.
   batch, learning rate   by BATCHES and RATES.
   warmup     warmup_fraction of the steps; under wsd a fifth of them decays, the schedule's own default.
 
@@ -23,7 +23,7 @@ import functools
 import math
 from typing import Any, Callable, Mapping, Sequence
 
-from lmjax import metrics
+from lmjax import metrics, objectives
 from lmjax.config import Config, ModelConfig, fill_sizes
 from lmjax.config_checks import UserError, nearest
 
@@ -61,7 +61,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run that is laid out; FLOPs are those of `metrics.flops_per_token`, tokens and steps whole."""
+  """A run that is laid out; FLOPs are those of `objectives.flops_per_token`, tokens and steps whole."""
   budget: float | None
   depth: int
   width: int
@@ -78,15 +78,17 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-  """A model of the family: its settings, parameters and FLOPs of a token."""
+  """A model of the family: its settings, parameters and FLOPs of a token, those of logits among them or not."""
   model: ModelConfig
   settings: Mapping[str, int]
   num_params: int
   num_params_non_embedding: int
   flops_per_token: float
+  flops_without_logits: float
 
 
-# Tokens of a batch, from size N without embeddings, tokens D, compute C and the experiment's own batch in tokens.
+# Tokens of a batch, from size N and compute C, both without embeddings and logits as in both papers, tokens D, and the
+# experiment's own batch in tokens.
 BATCHES: Mapping[str, Callable] = {
     # Li et al. 2025 (Step Law), arXiv 2503.04715: the best batch grows with the tokens and hardly with the size.
     "step_law": lambda n, d, c, own: 0.58 * d ** 0.571,
@@ -175,13 +177,14 @@ class _Family:
       settings["shared_expert_dim"] = part(base.shared_expert_dim) if base.shared_expert_dim else 0
     model = dataclasses.replace(self.config.model, **settings, vocab_size=self.vocab_size)
     model = dataclasses.replace(fill_sizes(model), max_positions=model.max_positions or self.config.data.seq_len)
-    return _Size(model, settings, *_count(model), metrics.flops_per_token(model, self.config.data.seq_len))
+    flops = lambda model: objectives.flops_per_token(dataclasses.replace(self.config, model=model))
+    return _Size(model, settings, *_count(model), flops(model), flops(dataclasses.replace(model, vocab_size=0)))
 
   def run(self, depth: int, rules: Rules, budget: float | None = None) -> Run:
     """Returns a depth's run for a budget, or for tokens_per_param tokens a parameter."""
     size, seq_len = self.size(depth), self.config.data.seq_len
     tokens = budget / size.flops_per_token if budget else rules.tokens_per_param * size.num_params
-    n, c, width = size.num_params_non_embedding, tokens * size.flops_per_token, size.model.embed_dim
+    n, c, width = size.num_params_non_embedding, tokens * size.flops_without_logits, size.model.embed_dim
     batch = rules.batch_scale * BATCHES[rules.batch](n, tokens, c, self.own.batch) / seq_len
     batch = max(1, round(batch / rules.batch_multiple)) * rules.batch_multiple
     steps = int(tokens / (batch * seq_len) * (1 + 1e-12))

@@ -22,7 +22,7 @@ def test_a_check_of_widths_and_depths(lmjax_command, debug, tmp_path):
   # At the base both are the same; beyond it the standard one's change is larger.
   assert query["completep"]["change"][0] == query["standard"]["change"][0]
   assert query["completep"]["change"][1][-1] < query["standard"]["change"][1][-1]
-  assert f"{query['standard']['slope']:+9.3f}" in out
+  assert f"{query['standard']['slope']:+.3f} ± {query['standard']['slope_error']:.3f}" in out
   assert (tmp_path / "check" / "coordcheck.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -27,6 +27,17 @@ def test_slopes_are_exponents_of_the_mean_over_seeds():
   np.testing.assert_allclose([*found["size_slopes"], *found["change_slopes"], found["slope"]], [0, 1, 1, -1, -1])
 
 
+def test_seeds_count_as_more_heads_of_one_model_do():
+  """Root mean squares that vary at the first size only, about the same mean square."""
+  few, many = (1.0, 7.0), (5.0, 5.0)
+  runs = [[{"x": {"size": [1.0], "change": [change]}} for change in changes] for changes in (few, many)]
+  found = coordinate_check.summarize([1, 2], runs)["x"]
+  np.testing.assert_allclose(found["change"], [[5], [5]])
+  # Without either seed the slope is log2(5 / 7) or log2(5 / 1): half of their difference.
+  np.testing.assert_allclose([found["slope"], found["slope_error"]], [0, np.log2(7) / 2], atol=1e-12)
+  assert coordinate_check.summarize([1, 2], [seeds[:1] for seeds in runs])["x"]["slope_error"] is None
+
+
 def test_all_that_grows_with_the_width_does_so_in_proportion():
   model = ModelConfig(embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=160, base_embed_dim=32, vocab_size=128)
   wide = coordinate_check.at_width(model, 256, "heads")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lmjax import metrics
+from lmjax import metrics, objectives
 from lmjax.config import base_config, from_config_dict, resolve_durations, resolve_model
 from lmjax.config_checks import UserError
 from lmjax.models import families
@@ -58,6 +58,21 @@ def test_what_is_laid_out_is_what_a_run_counts(model):
     assert run.budget - one_step < run.train_flops <= run.budget
 
 
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_what_is_laid_out_is_what_an_objective_costs(family):
+  """Logits of hidden tokens alone, and a decoder that writes less than its encoder reads."""
+  config = base_config()
+  config.model.update(families.debug(families.preset(family)))
+  config.objective.update(families.objective_of(config.model))
+  config.data.seq_len = 64
+  config.train.update(num_steps=100, batch_size=8)
+  config = from_config_dict(config)
+  run, = lay_out(config, 256, budgets=(2e13,), rules=Rules(sizes=1), depths=(2,))
+  made = as_run(config, run)
+  assert run.train_flops == run.num_tokens * objectives.flops_per_token(made)
+  assert objectives.flops_per_token(made) < 0.9 * metrics.flops_per_token(made.model, 64)
+
+
 def test_sizes_lie_around_twenty_tokens_a_parameter():
   for budget in (1e13, 1e14):
     runs = lay_out(experiment(), 256, budgets=(budget,))
@@ -104,6 +119,15 @@ def test_batch_and_rate_follow_the_formulas():
   assert narrow.learning_rate == pytest.approx(2e-3) and wide.learning_rate == pytest.approx(5e-4)
   moved, = lay_out(experiment(), 256, depths=(8,), rules=Rules(batch="own", batch_scale=4, rate="transfer"))
   assert moved.learning_rate == pytest.approx(2e-3)
+
+
+def test_deepseeks_compute_is_without_logits():
+  run, = lay_out(experiment(), 2560, budgets=(1e14,), rules=Rules(batch="deepseek", rate="deepseek", sizes=1))
+  settings, D, L = run.settings, run.width, run.depth
+  heads = 2 * D * 16 * (run.heads + settings["model.num_kv_heads"])
+  each = L * (6 * (heads + 3 * D * settings["model.mlp_dim"]) + 6 * 65 * D)  # Each query sees 32.5 keys of 64.
+  assert run.learning_rate == pytest.approx(0.3118 * (run.num_tokens * each) ** -0.1250, rel=2e-3)
+  assert run.batch_size * 64 == pytest.approx(0.2920 * (run.num_tokens * each) ** 0.3271, abs=64)
 
 
 def test_the_total_keeps_the_smallest_budgets():
