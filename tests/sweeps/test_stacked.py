@@ -92,7 +92,7 @@ def programs(monkeypatch):
 
 
 def test_learning_rates_make_one_program_together(make, tmp_path, programs):
-  configs = [make({RATE: rate}, num_steps=50) for rate in RATES]
+  configs = [make({RATE: rate}, num_steps=16) for rate in RATES]
   outcomes = together(configs, [RATE], tmp_path)
   assert len(programs) == 1
   assert len({outcome["params_sha256"] for outcome in outcomes}) == 4
@@ -184,6 +184,15 @@ def test_more_than_fit_are_trained_in_parts(make, tmp_path, monkeypatch, program
   outcomes = together(configs, [RATE], tmp_path)
   assert [outcome["status"] for outcome in outcomes] == ["finished"] * 6 and len(programs) == 2
   assert len({outcome["params_sha256"] for outcome in outcomes}) == 6
+
+
+def test_an_interrupt_keeps_those_that_wait_from_starting(make, tmp_path, monkeypatch):
+  monkeypatch.setattr(stack.memory, "num_that_fit", lambda shapes: 2)
+  stop = lambda step, values: os.kill(os.getpid(), signal.SIGTERM)
+  outcomes = together([make({RATE: rate}) for rate in RATES], [RATE], tmp_path, [stop, None, None, None])
+  assert [(outcome["status"], outcome.get("step")) for outcome in outcomes] == [
+      ("interrupted", 4)] * 2 + [("interrupted", None)] * 2
+  assert [(tmp_path / str(i) / "metrics.jsonl").exists() for i in range(4)] == [True, True, False, False]
 
 
 def groups(make, searched, *settings):
