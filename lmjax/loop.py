@@ -223,9 +223,9 @@ class Loop:
     step, last, pending, interrupted = first, self.train.num_steps, None, False
     batches = {run.config.seed: run.batches(first) for run in self.runs}
     watchdog = watch.Watchdog(self.clock, self.train.watchdog_seconds, self.others)
-    self._end(step, state, [run for run in self._live() if run.is_over])
+    self._end_before_others(step, state)
     with Interrupt() as interrupt, self.trace, watch.Recompilations() as recompilations, watchdog:
-      while step < last and not interrupted and self._live():
+      while step < last and not interrupted and not all(run.is_over for run in self._live()):
         step += 1
         self.trace.before(step)
         with self.clock.waiting_for_data():
@@ -269,8 +269,13 @@ class Loop:
       run.evaluate_and_save(step, part)
       if run.pruned:
         run.prune(step)
-      elif run.is_over:
-        self._end(step, state, [run])
+    self._end_before_others(step, state)
+
+  def _end_before_others(self, step: int, state: Any) -> None:
+    """Ends those runs that get no better, unless all are at their end, which the loop leaves first."""
+    over = [run for run in self._live() if run.is_over]
+    if len(over) < len(self._live()):
+      self._end(step, state, over)
 
   def _end(self, step: int, state: Any, runs: Sequence[Run], interrupted: bool = False) -> None:
     with self.clock.paused("saving"):
