@@ -13,8 +13,6 @@ from lmjax.sweeps.rows import Row
 
 # Settings that are no part of what is compared: repeats of the same.
 _REPEATS = ("seed",)
-# What result.json calls what an evaluation calls SET/NAME.
-_OF_RESULT = {"eval_loss": "loss", "bits_per_byte": "bits_per_byte"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +97,6 @@ def best_of(trials: Sequence[Trial], mode: str) -> tuple[float, list[Trial]] | N
       groups.setdefault(key, []).append(trial)
   means = [(float(np.mean([trial.value for trial in group])), group) for group in groups.values()]
   return (min if mode == "min" else max)(means, key=lambda pair: pair[0]) if means else None
-
-
-def metric_name(curves: Mapping[str, Any], metric: str) -> str | None:
-  """Returns what evaluations in the loop call a metric; None where they have none."""
-  if metric in curves:
-    return metric
-  name = _OF_RESULT.get(metric)
-  return next((found for found in curves if name and "/" in found and found.rpartition("/")[2] == name), None)
 
 
 def importance(trials: Sequence[Trial]) -> tuple[str, dict[str, float]] | str:
