@@ -18,7 +18,7 @@ and 2.852 at 0.015 and 0.030. It falls to zero (Bergsma et al. 2025, arXiv 2502.
 own horizon. N counts all parameters: they are tied, so that 6 N is what a token costs but for attention (Pearce and
 Song 2024, arXiv 2406.12907, on why that matters for small models), and C is counted exactly.
 
-Hardware: any for `cpu`, a few minutes; two cores for `ladder`. `pod` has not been run.
+Hardware: any for `cpu`; two cores for `ladder`. `pod` has not been run.
 """
 
 from lmjax.config import base_config
