@@ -48,9 +48,16 @@ class Run:
 
   def __init__(self, setup: Any, data: Any, evaluator: evaluate.Evaluator, tracker: Tracker,
                checkpointer: checkpoint.Checkpointer, past: Past, clock: metrics.Clock, others: Peers,
-               report: Report | None = None, numbers: Mapping[str, float] = MappingProxyType({})):
-    """Args: `report`: as `train_and_evaluate` takes it; `numbers`: settings that the compiled step is given."""
-    self.report, self.pruned, self.outcome = report, False, None
+               report: Report | None = None, numbers: Mapping[str, float] = MappingProxyType({}),
+               num_together: int = 1):
+    """Makes one.
+
+    Args:
+      report: as `train_and_evaluate` takes it.
+      numbers: settings that the compiled step is given.
+      num_together: of the runs that the clock is of.
+    """
+    self.report, self.pruned, self.outcome, self.num_together = report, False, None, num_together
     self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
     self.past, self.clock, self.others, self.evaluator, self.numbers = past, clock, others, evaluator, numbers
     self.config = setup.config
@@ -192,7 +199,8 @@ class Run:
     """Writes result.json.
 
     What was not measured is null. `tokens_per_second` and `mfu` are of the steps since the run was last started, for
-    an earlier part of it may have had other hardware; of runs that train together, each has its own share.
+    an earlier part of it may have had other hardware; of runs that train together, each has its own share. Seconds are
+    those of the clock on the wall, which `num_together` runs share.
     """
     shapes, tokens = lora.without(self.setup.state_shapes.params), step * self.tokens_per_step
     rate, (spent, goodput) = self.clock.overall(), self.clock.shares(self.past.started)
@@ -202,7 +210,7 @@ class Run:
         "num_params_active": metrics.count_active(shapes, self.setup.config.model), "num_tokens": tokens,
         "train_flops": tokens * self.flops_per_token, "train_loss": self.loss, "eval_loss": eval_loss,
         "bits_per_byte": bits_per_byte, "tokens_per_second": rate.get("tokens_per_second"), "mfu": rate.get("mfu"),
-        "goodput": goodput, **spent,
+        "goodput": goodput, **spent, "num_together": self.num_together,
         "params_sha256": params_sha256, "best_step": self.best.step, "device_kind": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(), "versions": metrics.versions()}
     self.tracker.write_result(result)

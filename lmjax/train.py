@@ -434,7 +434,8 @@ def run_together(program: Program, members: Sequence[Member], others: Peers, beg
         state, past = _first_state(program, member, checkpointer, began)
         first, clock = int(state.step), clock or _clock(member.config, past)
         _check_step(member, first)
-        run_of = functools.partial(Run, setup._replace(config=member.config), data, program.evaluator(member.config))
+        run_of = functools.partial(Run, setup._replace(config=member.config), data, program.evaluator(member.config),
+                                   num_together=len(members))
         if finished := _finished(member, first, past):
           run = run_of(None, checkpointer, past, clock, others)
           run.outcome = finished

@@ -41,9 +41,10 @@ class Trial:
 
   @property
   def seconds(self) -> float | None:
-    """Device seconds that the run took, starts and evaluations included; None where they are not known."""
+    """Device seconds of the run, starts and evaluations too, its share of what ran together; None where not known."""
     found = [value for name, value in self.result.items() if name.startswith("seconds_") and value is not None]
-    return sum(found) * self.result.get("num_devices", 1) if found else None
+    share = self.result.get("num_devices", 1) / self.result.get("num_together", 1)
+    return sum(found) * share if found else None
 
   def curves(self, most: int = 2000) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns (steps, values) of each metric that the run has logged; of long runs about `most` steps."""

@@ -1,5 +1,6 @@
 """Tests of the page of a sweep, on real boards whose runs were written by hand."""
 
+import dataclasses
 from html import unescape
 import html.parser
 import json
@@ -184,6 +185,12 @@ def test_importance_is_of_what_matters(grid_page):
   method, shares = trials.importance(read_sweep(grid_page[0]).trials)
   assert method == "functional ANOVA" and sum(shares.values()) == pytest.approx(1)
   assert set(shares) == {RATE, WIDTH} and shares[RATE] > shares[WIDTH]
+
+
+def test_runs_that_trained_together_share_their_time(grid_page):
+  trial = read_sweep(grid_page[0]).trials[0]
+  together = dataclasses.replace(trial, result={**trial.result, "num_together": 4})
+  assert trial.seconds == 20.0 and together.seconds == 5.0
 
 
 def test_only_some_of_many_curves_are_drawn(tmp_path):
