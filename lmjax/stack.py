@@ -101,7 +101,8 @@ class Stack(train.Program):
       if least or "RESOURCE_EXHAUSTED" not in str(e):
         raise
       return None
-    return compiled if least or memory.program_fits(compiled) else None
+    # The state of a run is taken out of the stack to be evaluated and saved.
+    return compiled if least or memory.program_fits(compiled, self.setup.state_shapes) else None
 
   def _update(self, states: Any, batch: Any, hparams: Any) -> Any:
     def one(state, batch, hparams):

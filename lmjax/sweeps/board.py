@@ -360,5 +360,6 @@ def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
 
 
 def _last_checkpoint(folder: pathlib.Path) -> int:
+  # Not by lmjax.checkpoint: the driver does without JAX.
   found = folder / "checkpoints"
   return max((int(path.name) for path in found.iterdir() if path.name.isdigit()), default=-1) if found.is_dir() else -1

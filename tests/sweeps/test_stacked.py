@@ -179,7 +179,7 @@ def test_more_than_fit_are_trained_in_parts(make, tmp_path, monkeypatch, program
   """Four states fit, but not what a step needs beside them, as the compiler says; two do."""
   fits = iter([False])
   monkeypatch.setattr(stack.memory, "num_that_fit", lambda shapes: 4)
-  monkeypatch.setattr(stack.memory, "program_fits", lambda compiled: next(fits, True))
+  monkeypatch.setattr(stack.memory, "program_fits", lambda compiled, besides: next(fits, True))
   configs = [make({RATE: rate}, num_steps=4) for rate in (*RATES, 2e-3, 2e-2)]
   outcomes = together(configs, [RATE], tmp_path)
   assert [outcome["status"] for outcome in outcomes] == ["finished"] * 6 and len(programs) == 2
