@@ -153,15 +153,11 @@ class Run:
 
   def interrupt(self, step: int) -> None:
     """Ends the run, whose step has been saved, to be gone on with."""
-    with self.clock.paused("saving"):
-      self.checkpointer.wait()
     logging.warning("Interrupted after step %d, which is saved; the same command goes on from there.", step)
     self.outcome = self._result("interrupted", step)
 
   def finish(self, step: int, state: Any) -> None:
     """Ends the run, whose step has been saved, with its last evaluation."""
-    with self.clock.paused("saving"):
-      self.checkpointer.wait()  # The evaluation may be long; a restart from here does only that again.
     if self.is_over:
       logging.info("Stopped after step %d: %s has not been better than at step %d for %d evaluations.", step,
                    self.config.eval.best_metric, self.best.step, self.best.waited)
@@ -289,6 +285,8 @@ class Loop:
     with self.clock.paused("saving"):
       for run in runs:
         run.save(step, self.program.part(state, self.runs.index(run)))
+      for run in runs:  # The evaluations may be long; a restart from here does only those again.
+        run.checkpointer.wait()
     for run in runs:
       run.interrupt(step) if interrupted else run.finish(step, self.program.part(state, self.runs.index(run)))
 
