@@ -1,7 +1,8 @@
 """run many variants of an experiment, which its get_sweep() describes
 
 Each trial is a normal run in --workdir/trials. The same command goes on after a stop or a crash, and more of it, on the
-same machine or on others that share the folder, work on the same sweep. `optuna-dashboard DIR/optuna.journal` shows it.
+same machine or on others that share the folder, work on the same sweep: give each --machines=N, how many there are, so
+that the first does not take all trials that train together. `optuna-dashboard DIR/optuna.journal` shows the sweep.
 
   lmjax sweep --config=experiments/sweeps/learning_rate.py --workdir=runs/rates --dry_run
   lmjax sweep --config=experiments/sweeps/learning_rate.py --workdir=runs/rates --workers=2
@@ -33,8 +34,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   text("workdir", "Folder the sweep is written to.")
   flags.DEFINE_integer("workers", 1, "Processes that run trials here, each with its own GPUs.",
                        flag_values=flag_values)
-  flags.DEFINE_integer("machines", 1, "How often this command runs, on a folder that is shared: trials that can train "
-                       "together are divided between the workers of all.", flag_values=flag_values)
+  flags.DEFINE_integer("machines", 1, "How many of this command share the folder: trials that can train together are "
+                       "divided between the workers of all.", flag_values=flag_values)
   text("driver", "Who chooses: grid, random, sobol, halton, tpe or gp. This and the next six are get_sweep()'s unless "
        "given.")
   number("num_trials", "How many trials; a grid has all of its own.")
