@@ -96,7 +96,8 @@ def _run(board: Board, claims: Sequence[Claim], run_trial: RunTrial, together: T
         outcomes[claim.number] = run_trial(claim.settings, claim.folder, _reporter(board, claim))
       except Exception as e:
         outcomes[claim.number] = e
-    goes_on = _end(board, claim, outcomes.get(claim.number, {"status": "interrupted"})) and goes_on
+    # An error is not kept: it holds the arrays of its run.
+    goes_on = _end(board, claim, outcomes.pop(claim.number, {"status": "interrupted"})) and goes_on
   return goes_on
 
 
