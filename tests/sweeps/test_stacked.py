@@ -159,15 +159,15 @@ def test_some_end_and_the_others_go_on(make, tmp_path):
 
 
 def test_what_was_interrupted_goes_on(make, tmp_path):
-  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  whole, broken, trainer = tmp_path / "whole", tmp_path / "broken", stack.Trainer()
   configs = [make({RATE: rate}) for rate in RATES]
-  expected = together(configs, [RATE], whole)
+  expected = together(configs, [RATE], whole, trainer=trainer)
   stop = lambda step, values: os.kill(os.getpid(), signal.SIGTERM)
-  outcomes = together(configs, [RATE], broken, [stop, None, None, None])
+  outcomes = together(configs, [RATE], broken, [stop, None, None, None], trainer)
   assert [(outcome["status"], outcome["step"]) for outcome in outcomes] == [("interrupted", 4)] * 4
   # A kill between two saves leaves some at another step.
   shutil.rmtree(broken / "1" / "checkpoints")
-  outcomes = together(configs, [RATE], broken)
+  outcomes = together(configs, [RATE], broken, trainer=trainer)
   for i, outcome in enumerate(outcomes):
     assert (outcome["status"], outcome["step"]) == ("finished", 8)
     for made, wanted in zip(losses(broken / str(i)), losses(whole / str(i))):
