@@ -47,6 +47,7 @@ template=$platform
 if [[ "$1" == sweep ]]; then
   template=sweep
   [[ -n "$volume" ]] || fail "A sweep needs --volume, the claim on the file system that its workers share as /shared."
+  if [[ -n "$workers" ]]; then set -- sweep "--machines=$workers" "${@:2}"; fi
   [[ "$hosts $slices" == "1 1" ]] || fail "A trial of a sweep is one process; give its workers one host and one slice."
 elif [[ -n "$workers$volume" ]]; then
   fail "--workers and --volume are of a sweep, but the command is $1."

@@ -32,6 +32,8 @@ fi
 run=(srun --kill-on-bad-exit=1) shown=()
 if [[ "${1:-}" == sweep ]]; then  # Its workers know of each other by the folder alone, and go on without one of them.
   run=(srun --kill-on-bad-exit=0)
+  machines=$((${SLURM_ARRAY_TASK_COUNT:-1} * ${SLURM_NTASKS:-1}))
+  if ((machines > 1)); then set -- sweep "--machines=$machines" "${@:2}"; fi
 elif [[ -n "${SLURM_ARRAY_JOB_ID:-}" ]]; then
   echo "lmjax: error: the jobs of an array share a sweep, but ${1:-} is a run that each would make; leave --array out." >&2
   exit 2

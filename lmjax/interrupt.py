@@ -9,7 +9,9 @@ from jax.experimental import multihost_utils
 
 
 class Interrupt:
-  """Notes SIGTERM or Ctrl-C and lets the loop end its step; a second one is not held back.
+  """Notes SIGTERM or Ctrl-C and lets the loop end its step; a second Ctrl-C is not held back.
+
+  A second SIGTERM is: a worker of a sweep may get one with its driver, or a Ctrl-C, and then another from its driver.
 
   In a run of several processes it is enough that one of them is told. JAX's preemption service notes the SIGTERM, tells
   the others, and names the step after the furthest that any has begun; that costs a step nothing but a look at a local
@@ -38,8 +40,9 @@ class Interrupt:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._received
 
-  def _note(self, *_) -> None:
+  def _note(self, number: int, _) -> None:
     self._received = True
-    self.__exit__()
+    if number == signal.SIGINT:
+      signal.signal(number, self._previous[number])
     if self._several:
       os.kill(os.getpid(), signal.SIGTERM)

@@ -48,9 +48,16 @@ class Run:
 
   def __init__(self, setup: Any, data: Any, evaluator: evaluate.Evaluator, tracker: Tracker,
                checkpointer: checkpoint.Checkpointer, past: Past, clock: metrics.Clock, others: Peers,
-               report: Report | None = None, numbers: Mapping[str, float] = MappingProxyType({})):
-    """Args: `report`: as `train_and_evaluate` takes it; `numbers`: settings that the compiled step is given."""
-    self.report, self.pruned, self.outcome = report, False, None
+               report: Report | None = None, numbers: Mapping[str, float] = MappingProxyType({}),
+               num_together: int = 1):
+    """Makes one.
+
+    Args:
+      report: as `train_and_evaluate` takes it.
+      numbers: settings that the compiled step is given.
+      num_together: of the runs that the clock is of.
+    """
+    self.report, self.pruned, self.outcome, self.num_together = report, False, None, num_together
     self.setup, self.data, self.tracker, self.checkpointer = setup, data, tracker, checkpointer
     self.past, self.clock, self.others, self.evaluator, self.numbers = past, clock, others, evaluator, numbers
     self.config = setup.config
@@ -146,15 +153,11 @@ class Run:
 
   def interrupt(self, step: int) -> None:
     """Ends the run, whose step has been saved, to be gone on with."""
-    with self.clock.paused("saving"):
-      self.checkpointer.wait()
     logging.warning("Interrupted after step %d, which is saved; the same command goes on from there.", step)
     self.outcome = self._result("interrupted", step)
 
   def finish(self, step: int, state: Any) -> None:
     """Ends the run, whose step has been saved, with its last evaluation."""
-    with self.clock.paused("saving"):
-      self.checkpointer.wait()  # The evaluation may be long; a restart from here does only that again.
     if self.is_over:
       logging.info("Stopped after step %d: %s has not been better than at step %d for %d evaluations.", step,
                    self.config.eval.best_metric, self.best.step, self.best.waited)
@@ -192,7 +195,8 @@ class Run:
     """Writes result.json.
 
     What was not measured is null. `tokens_per_second` and `mfu` are of the steps since the run was last started, for
-    an earlier part of it may have had other hardware; of runs that train together, each has its own share.
+    an earlier part of it may have had other hardware; of runs that train together, each has its own share. Seconds are
+    those of the clock on the wall, which `num_together` runs share.
     """
     shapes, tokens = lora.without(self.setup.state_shapes.params), step * self.tokens_per_step
     rate, (spent, goodput) = self.clock.overall(), self.clock.shares(self.past.started)
@@ -202,7 +206,7 @@ class Run:
         "num_params_active": metrics.count_active(shapes, self.setup.config.model), "num_tokens": tokens,
         "train_flops": tokens * self.flops_per_token, "train_loss": self.loss, "eval_loss": eval_loss,
         "bits_per_byte": bits_per_byte, "tokens_per_second": rate.get("tokens_per_second"), "mfu": rate.get("mfu"),
-        "goodput": goodput, **spent,
+        "goodput": goodput, **spent, "num_together": self.num_together,
         "params_sha256": params_sha256, "best_step": self.best.step, "device_kind": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(), "versions": metrics.versions()}
     self.tracker.write_result(result)
@@ -223,9 +227,9 @@ class Loop:
     step, last, pending, interrupted = first, self.train.num_steps, None, False
     batches = {run.config.seed: run.batches(first) for run in self.runs}
     watchdog = watch.Watchdog(self.clock, self.train.watchdog_seconds, self.others)
-    self._end(step, state, [run for run in self._live() if run.is_over])
+    self._end_before_others(step, state)
     with Interrupt() as interrupt, self.trace, watch.Recompilations() as recompilations, watchdog:
-      while step < last and not interrupted and self._live():
+      while step < last and not interrupted and not all(run.is_over for run in self._live()):
         step += 1
         self.trace.before(step)
         with self.clock.waiting_for_data():
@@ -269,13 +273,20 @@ class Loop:
       run.evaluate_and_save(step, part)
       if run.pruned:
         run.prune(step)
-      elif run.is_over:
-        self._end(step, state, [run])
+    self._end_before_others(step, state)
+
+  def _end_before_others(self, step: int, state: Any) -> None:
+    """Ends those runs that get no better, unless all are at their end, which the loop leaves first."""
+    over = [run for run in self._live() if run.is_over]
+    if len(over) < len(self._live()):
+      self._end(step, state, over)
 
   def _end(self, step: int, state: Any, runs: Sequence[Run], interrupted: bool = False) -> None:
     with self.clock.paused("saving"):
       for run in runs:
         run.save(step, self.program.part(state, self.runs.index(run)))
+      for run in runs:  # The evaluations may be long; a restart from here does only those again.
+        run.checkpointer.wait()
     for run in runs:
       run.interrupt(step) if interrupted else run.finish(step, self.program.part(state, self.runs.index(run)))
 

@@ -56,10 +56,11 @@ def num_that_fit(shapes: Any) -> int:
   return 2 ** 20 if has is None else max(1, int(has / max(_needed(shapes), 1)))
 
 
-def program_fits(compiled: Any) -> bool:
-  """Does what the compiler says that a program needs fit the devices?"""
+def program_fits(compiled: Any, besides: Any) -> bool:
+  """Does what the compiler says that a program needs fit the devices, and other arrays besides?"""
   has, needs = _of_device(), compiled.memory_analysis()
-  return has is None or needs is None or needs.argument_size_in_bytes + needs.temp_size_in_bytes <= has
+  return has is None or needs is None or (
+      needs.argument_size_in_bytes + needs.temp_size_in_bytes + _needed(besides) <= has)
 
 
 def _needed(shapes: Any) -> int:

@@ -74,13 +74,14 @@ class Stack(train.Program):
     with partitioning.use_mesh(mesh):
       while (compiled := self._compile(example, names)) is None:
         self.size = self._rounded(self.size // 2)
-      self._compiled = compiled
+      self._compiled, self._fills_memory = compiled, self.size < count
       self._put = jax.jit(_put, out_shardings=self._of_states, donate_argnums=0)
       self._take = jax.jit(_take, out_shardings=self.setup.state_shardings)
     logging.info("%d runs train together, %d at a time, by one program.", count, self.size)
 
   def suits(self, count: int) -> bool:
-    return count > 1 and self.size < 2 * max(count, self._ways)
+    has_room = self.size >= count or self._fills_memory
+    return count > 1 and has_room and self.size < 2 * max(count, self._ways)
 
   def _rounded(self, size: int) -> int:
     return max(1, -(-size // self._ways)) * self._ways
@@ -100,7 +101,8 @@ class Stack(train.Program):
       if least or "RESOURCE_EXHAUSTED" not in str(e):
         raise
       return None
-    return compiled if least or memory.program_fits(compiled) else None
+    # The state of a run is taken out of the stack to be evaluated and saved.
+    return compiled if least or memory.program_fits(compiled, self.setup.state_shapes) else None
 
   def _update(self, states: Any, batch: Any, hparams: Any) -> Any:
     def one(state, batch, hparams):
@@ -182,7 +184,8 @@ class Trainer:
       key: of what they have in common: where it is that of the call before, nothing is compiled again.
 
     Returns:
-      For each what result.json holds, or the error that has ended it alone.
+      For each what result.json holds, or the error that has ended it alone; of those that had not begun when others
+      were interrupted, that status alone.
 
     Raises:
       UserError, Refused: where something is wrong with all of them.
@@ -210,10 +213,12 @@ class Trainer:
           made = train.run_together(program, [members[number] for number in chunk], others, began)
           outcomes |= dict(zip(chunk, made))
           began = time.time()
+          if any(map(_is_interrupted, made)):
+            return [outcomes.get(number, {"status": "interrupted"}) for number in range(len(members))]
     return [outcomes[number] for number in range(len(members))]
 
   def _program(self, members: Sequence[train.Member]) -> train.Program:
-    """Returns a program for some runs: one that is there, unless most of its room would be left."""
+    """Returns a program for some runs: one that is there, unless most of its room would be left, or more would fit."""
     config, count, names = members[0].config, len(members), tuple(members[0].numbers)
     shared = len({member.config.seed for member in members}) == 1
     for program, of in self._programs:
@@ -227,6 +232,10 @@ class Trainer:
     self._programs = []
     jax.clear_caches()  # Else the programs of all trials stay in memory.
     gc.collect()
+
+
+def _is_interrupted(outcome: dict[str, Any] | Exception) -> bool:
+  return not isinstance(outcome, Exception) and outcome["status"] == "interrupted"
 
 
 def _chunks(numbers: Sequence[int], most: int) -> list[Sequence[int]]:

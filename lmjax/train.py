@@ -281,10 +281,6 @@ class Program:
   """
   size = 1
 
-  def suits(self, count: int) -> bool:
-    """Is it meant for so many runs?"""
-    return count == 1
-
   def __init__(self, config: Config, data: Any):
     """Args: `config`: with sizes and durations resolved; `data`: that it describes."""
     self.setup, self.data = build(config, partitioning.make_mesh(config.mesh)), data
@@ -292,6 +288,10 @@ class Program:
     self.fresh = _compiled_init(setup, lambda key, numbers: _fresh(with_numbers(setup, numbers), key), shardings)
     self.start = jax.jit(setup.start, out_shardings=shardings, donate_argnums=0)
     self._evaluator = evaluate.Evaluator(setup.model, setup.objective, config, setup.mesh, data)
+
+  def suits(self, count: int) -> bool:
+    """Is it meant for so many runs?"""
+    return count == 1
 
   def evaluator(self, config: Config) -> evaluate.Evaluator:
     """Returns what evaluates a run."""
@@ -434,7 +434,8 @@ def run_together(program: Program, members: Sequence[Member], others: Peers, beg
         state, past = _first_state(program, member, checkpointer, began)
         first, clock = int(state.step), clock or _clock(member.config, past)
         _check_step(member, first)
-        run_of = functools.partial(Run, setup._replace(config=member.config), data, program.evaluator(member.config))
+        run_of = functools.partial(Run, setup._replace(config=member.config), data, program.evaluator(member.config),
+                                   num_together=len(members))
         if finished := _finished(member, first, past):
           run = run_of(None, checkpointer, past, clock, others)
           run.outcome = finished
@@ -502,7 +503,8 @@ def _first_state(program: Program, member: Member, checkpointer: checkpoint.Chec
     params = convert.import_params(cfg.import_from, setup.model, of_model)
   elif cfg.finetune_from:
     shardings = lora.without(setup.state_shardings.params)
-    fresh = _compiled_init(setup, lambda key: nn.unbox(init_params(setup.model, key)), shardings)(key)
+    model = with_numbers(setup, member.numbers).model
+    fresh = _compiled_init(setup, lambda key: nn.unbox(init_params(model, key)), shardings)(key)
     params = finetune.first_params(config, setup.mesh, fresh)
   else:
     return program.fresh(key, {name: np.float32(value) for name, value in member.numbers.items()}), past

@@ -99,7 +99,8 @@ def test_factors_are_the_papers(rule):
   assert {name: factor(cfg, *parameter) for name, parameter in AXES.items()} == EXPECTED[rule]
 
 
-@pytest.mark.parametrize("family, optimizer", [("gpt2", "adamw"), ("t5", "sgd")])
+@pytest.mark.parametrize("family, optimizer", [
+    ("gpt2", "adamw"), pytest.param("t5", "sgd", marks=pytest.mark.slow)])
 def test_at_the_base_size_nothing_changes(family, optimizer):
   standard, completep = (start_and_step(dataclasses.replace(
       sized(family), parametrization=kind, base_embed_dim=64, base_num_layers=2), optimizer)

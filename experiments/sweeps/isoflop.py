@@ -18,7 +18,7 @@ of two layers came to 3.098, 3.104 and 3.112 at rates of 0.021, 0.042 and 0.085.
 N is what a token costs but for attention (Pearce and Song 2024, arXiv 2406.12907, on why that matters for small
 models), and C is counted exactly.
 
-Hardware: any for `cpu`, a few minutes; two cores for `ladder`. `pod` has not been run.
+Hardware: any for `cpu`; two cores for `ladder`. `pod` has not been run.
 """
 
 from lmjax.config import base_config

@@ -58,19 +58,22 @@ def main(flag_values: flags.FlagValues) -> None:
 
   from lmjax.scaling import coordinate_check, plots
   from lmjax.workdir import write_whole
-  config, batches = _prepare(config, flag_values.steps)
+  config, batches = _prepare(config, flag_values.workdir, flag_values.steps)
   sized = lambda axis, size: (coordinate_check.at_width(config.model, size, flag_values.grow) if axis == "width" else
                               coordinate_check.at_depth(config.model, size))
   # All sizes are made before the first is trained, so that what is wrong with one is told at once.
   models = {(axis, kind): [dataclasses.replace(sized(axis, size), parametrization=kind) for size in values]
             for axis, values in sizes.items() for kind in kinds}
+  workdir = epath.Path(flag_values.workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"The workdir {workdir} cannot be made ({e.strerror}); give a folder that can.") from e
   found = {axis: {} for axis in sizes}
   for (axis, kind), each in models.items():
     logging.info("Training under %s at %s %s.", kind, axis, ", ".join(map(str, sizes[axis])))
     runs = [_measure(dataclasses.replace(config, model=model), batches, flag_values.seeds) for model in each]
     found[axis][kind] = {"sizes": sizes[axis], "activations": coordinate_check.summarize(sizes[axis], runs)}
-  workdir = epath.Path(flag_values.workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
   report = {"steps": flag_values.steps, "seeds": flag_values.seeds, "learning_rate": config.optim.learning_rate,
             "tolerance": coordinate_check.TOLERANCE, "found": found, "config": dataclasses.asdict(config)}
   write_whole(workdir / "coordcheck.json", json.dumps(report, indent=2) + "\n")
@@ -105,20 +108,14 @@ def _sizes(flag: str, texts: list[str]) -> list[int]:
   return sizes
 
 
-def _prepare(config: Config, steps: int) -> tuple[Config, list[Any]]:
+def _prepare(config: Config, workdir: str, steps: int) -> tuple[Config, list[Any]]:
   """Returns the config with its sizes resolved and the first batches of its training."""
-  from lmjax import config as config_lib
-  from lmjax import finetune, objectives
-  from lmjax.config_checks import check_objective
-  from lmjax.data import pipeline
-  config = finetune.take_model(config)
-  check_objective(config)
-  data = pipeline.open_data(config, *objectives.text_needs(config))
-  config = finetune.grow_vocabulary(objectives.with_heads(config, data.tasks), data.tokenizer.size)
-  config = config_lib.resolve_durations(
-      config_lib.resolve_model(config, data.tokenizer.size), data.train.num_examples * config.data.seq_len)
-  make_example = objectives.host_function(objectives.recipe_of(config, data, data.train, True))
-  batches = pipeline.train_batches(data, config, start_step=0, make_example=make_example)
+  from lmjax import partitioning, train
+  from lmjax.loop import train_batches
+  config = train.prepare(config)
+  data = train.open_data(config, workdir)
+  config = train.resolved(config, data)
+  batches = train_batches(config, data, partitioning.make_mesh(config.mesh), 0)
   return config, list(itertools.islice(batches, steps))
 
 

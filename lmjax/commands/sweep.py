@@ -1,7 +1,8 @@
 """run many variants of an experiment, which its get_sweep() describes
 
 Each trial is a normal run in --workdir/trials. The same command goes on after a stop or a crash, and more of it, on the
-same machine or on others that share the folder, work on the same sweep. `optuna-dashboard DIR/optuna.journal` shows it.
+same machine or on others that share the folder, work on the same sweep: give each --machines=N, how many there are, so
+that the first does not take all trials that train together. `optuna-dashboard DIR/optuna.journal` shows the sweep.
 
   lmjax sweep --config=experiments/sweeps/learning_rate.py --workdir=runs/rates --dry_run
   lmjax sweep --config=experiments/sweeps/learning_rate.py --workdir=runs/rates --workers=2
@@ -33,6 +34,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   text("workdir", "Folder the sweep is written to.")
   flags.DEFINE_integer("workers", 1, "Processes that run trials here, each with its own GPUs.",
                        flag_values=flag_values)
+  flags.DEFINE_integer("machines", 1, "How many of this command share the folder: trials that can train together are "
+                       "divided between the workers of all.", flag_values=flag_values)
   text("driver", "Who chooses: grid, random, sobol, halton, tpe or gp. This and the next six are get_sweep()'s unless "
        "given.")
   number("num_trials", "How many trials; a grid has all of its own.")
@@ -51,19 +54,18 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-  if flag_values.workers < 1:
-    raise UserError(f"--workers is {flag_values.workers}, but it must be at least 1.")
-  if flag_values["stack"].value is not None and flag_values["stack"].value < 1:
-    raise UserError(f"--stack is {flag_values['stack'].value}, but it must be at least 1.")
+  for name in ("workers", "machines", "stack"):
+    if flag_values[name].value is not None and flag_values[name].value < 1:
+      raise UserError(f"--{name} is {flag_values[name].value}, but it must be at least 1.")
   sweep, make_config = _read(flag_values)
   if flag_values.dry_run:
-    _list(sweep, make_config, flag_values.workdir, flag_values.topology, flag_values["stack"].value)
+    _list(sweep, make_config, flag_values.workdir, flag_values.topology, flag_values.stack)
     return
   from lmjax.sweeps import board as board_lib
   base = dataclasses.asdict(experiment.read_config(flag_values))
   board = board_lib.Board(sweep, flag_values.workdir, flag_values.storage, base, _train(flag_values))
   if "LMJAX_SWEEP_DRIVER" in os.environ:
-    _work(board, make_config, flag_values["stack"].value, flag_values.workers)
+    _work(board, make_config, flag_values.stack, flag_values.workers * flag_values.machines)
   else:
     _drive(board, flag_values)
 
@@ -137,7 +139,10 @@ def _work(board: Any, make_config: Callable[[dict], Config], most: int | None, w
     return stack.Trial(config, str(folder), by_number, stacking.numbers(config, searched))
 
   def alike(settings):
-    return stacking.key(make_config(settings), searched)
+    try:
+      return stacking.key(make_config(settings), searched)
+    except UserError:  # A driver may choose what does not go together; alone it says so.
+      return repr(settings)
 
   def run(trials):
     return train([trial(*one) for one in trials], alike(trials[0][0]))

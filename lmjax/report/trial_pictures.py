@@ -10,6 +10,7 @@ from lmjax.report import pictures
 from lmjax.report import trials as trials_lib
 from lmjax.report.page import figure, large
 from lmjax.report.trials import Trial, short
+from lmjax.sweeps.rows import evaluated_name
 
 # Curves in one picture; more hide each other.
 _MOST_CURVES = 60
@@ -78,7 +79,7 @@ def curves(trials: Sequence[Trial], metric: str, mode: str) -> list[str]:
   note = (f"{which} Colours are places by {html.escape(metric)}, {_SCALE} from the best to the worst; dashed ones have "
           "no result.")
   drawn = []
-  evaluated = next((name for of in read.values() if (name := trials_lib.metric_name(of, metric))), None)
+  evaluated = next((name for of in read.values() if (name := evaluated_name(of, metric))), None)
   for title, name in (("Training loss, smoothed", "loss"), (f"Evaluations: {evaluated}", evaluated)):
     lines = {number: found for number, of in read.items() if (found := _line(of, name)) is not None}
     if lines:

@@ -13,8 +13,6 @@ from lmjax.sweeps.rows import Row
 
 # Settings that are no part of what is compared: repeats of the same.
 _REPEATS = ("seed",)
-# What result.json calls what an evaluation calls SET/NAME.
-_OF_RESULT = {"eval_loss": "loss", "bits_per_byte": "bits_per_byte"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +41,10 @@ class Trial:
 
   @property
   def seconds(self) -> float | None:
-    """Device seconds that the run took, starts and evaluations included; None where they are not known."""
+    """Device seconds of the run, starts and evaluations too, its share of what ran together; None where not known."""
     found = [value for name, value in self.result.items() if name.startswith("seconds_") and value is not None]
-    return sum(found) * self.result.get("num_devices", 1) if found else None
+    share = self.result.get("num_devices", 1) / self.result.get("num_together", 1)
+    return sum(found) * share if found else None
 
   def curves(self, most: int = 2000) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns (steps, values) of each metric that the run has logged; of long runs about `most` steps."""
@@ -99,14 +98,6 @@ def best_of(trials: Sequence[Trial], mode: str) -> tuple[float, list[Trial]] | N
       groups.setdefault(key, []).append(trial)
   means = [(float(np.mean([trial.value for trial in group])), group) for group in groups.values()]
   return (min if mode == "min" else max)(means, key=lambda pair: pair[0]) if means else None
-
-
-def metric_name(curves: Mapping[str, Any], metric: str) -> str | None:
-  """Returns what evaluations in the loop call a metric; None where they have none."""
-  if metric in curves:
-    return metric
-  name = _OF_RESULT.get(metric)
-  return next((found for found in curves if name and "/" in found and found.rpartition("/")[2] == name), None)
 
 
 def importance(trials: Sequence[Trial]) -> tuple[str, dict[str, float]] | str:

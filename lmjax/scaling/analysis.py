@@ -151,8 +151,10 @@ def _choose(runs: Runs, settings: Settings) -> tuple[Law, list[choice.Score]]:
   needed = min(law.num_params() for law in LAWS.values()) if settings.form == "auto" else (
       LAWS[settings.form].num_params())
   if runs.num_runs <= needed:
-    raise UserError(f"{runs.table.source} gives {runs.num_runs} runs, but the form {settings.form} needs at least "
-                    f"{needed + 1} for its {needed} parameters; add runs, or choose a --form with fewer parameters.")
+    held = f" besides the {settings.hold_out} held out" if settings.hold_out else ""
+    raise UserError(f"{runs.table.source} gives {runs.num_runs} runs{held}, but the form {settings.form} needs at "
+                    f"least {needed + 1} for its {needed} parameters; add runs, or choose a --form with fewer "
+                    "parameters.")
   if settings.form != "auto":
     return LAWS[settings.form], []
   scores = choice.compare(runs.points, runs.loss, runs.run, settings.huber_delta, settings.seed)

@@ -87,7 +87,8 @@ def _rate(workdir: str, topology: str | None) -> tuple[float, str]:
   for path in pathlib.Path(workdir).glob("trials/*/result.json"):
     result = json.loads(path.read_text())
     if result.get("status") == "finished" and result.get("tokens_per_second"):
-      seen.append(result["train_flops"] / result["num_tokens"] * result["tokens_per_second"])
+      seen.append(result["train_flops"] / result["num_tokens"] * result["tokens_per_second"]
+                  * result.get("num_together", 1))
   if seen:
     return statistics.median(seen), "the median of the sweep's finished trials"
   if peak := metrics.peak_flops(jax.devices()):

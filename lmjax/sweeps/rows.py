@@ -12,10 +12,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lmjax.config_checks import UserError
 from lmjax.sweeps.space import Settings, as_flags
+from lmjax.sweeps.storage import open_storage
 
 JOURNAL = "optuna.journal"
 RECORD = "sweep.json"
 
+# What result.json calls what an evaluation calls SET/NAME, of the first set.
+_OF_RESULT = {"eval_loss": "loss", "bits_per_byte": "bits_per_byte"}
 _NAMES = {TrialState.WAITING: "waiting", TrialState.RUNNING: "running", TrialState.COMPLETE: "complete",
           TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 _ORDER = ("complete", "pruned", "running", "waiting", "diverged", "failed", "duplicate")
@@ -85,6 +88,20 @@ def best_first(rows: Sequence[Row], mode: str) -> list[Row]:
       _ORDER.index(row.state), math.inf if row.value is None else sign * row.value, row.number))
 
 
+def evaluated_name(names: Iterable[str], metric: str) -> str | None:
+  """Returns what evaluations call a metric, which may have its name in result.json; None where they have none.
+
+  Args:
+    names: of what was evaluated, in order.
+    metric: by which trials are compared.
+  """
+  names = list(names)
+  if metric in names:
+    return metric
+  short = _OF_RESULT.get(metric)
+  return next((name for name in names if short and "/" in name and name.rpartition("/")[2] == short), None)
+
+
 def settings_of(kept: Any) -> Any:
   """Returns settings as they were before JSON made lists of their tuples."""
   if isinstance(kept, Mapping):
@@ -125,7 +142,6 @@ def read(workdir: str | os.PathLike, storage: str | None = None) -> Found:
 
 
 def _trials(folder: pathlib.Path, storage: str | None, study: str) -> list[FrozenTrial]:
-  from lmjax.sweeps.board import open_storage
   if storage is None and not (folder / JOURNAL).exists():
     raise UserError(f"{folder} has no {JOURNAL}, where its sweep keeps its trials; put it back.")
   opened = open_storage(storage, folder / JOURNAL)

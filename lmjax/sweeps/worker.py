@@ -15,10 +15,9 @@ from absl import logging
 
 from lmjax.config_checks import Refused, UserError
 from lmjax.sweeps.board import Board, Claim
+from lmjax.sweeps.rows import evaluated_name
 from lmjax.sweeps.space import Settings
 
-# What result.json calls what an evaluation calls SET/NAME, of the first set.
-_OF_RESULT = {"eval_loss": "loss", "bits_per_byte": "bits_per_byte"}
 # Of a trial that is not run again.
 _ENDED = ("finished", "pruned")
 
@@ -80,9 +79,7 @@ def _more(board: Board, claim: Claim, together: Together | None) -> list[Claim]:
 
 def _run(board: Board, claims: Sequence[Claim], run_trial: RunTrial, together: Together | None) -> bool:
   """Runs trials and ends them, or leaves them to be run again; returns whether the worker goes on."""
-  # There is a result where a worker has died just after the end.
-  found = {claim.number: _result(claim.folder) for claim in claims}
-  outcomes = {number: result for number, result in found.items() if result.get("status") in _ENDED}
+  outcomes = _ended(claims)  # There are some where a worker has died just after the end.
   todo = [claim for claim in claims if claim.number not in outcomes]
   if len(todo) > 1:
     try:
@@ -91,6 +88,7 @@ def _run(board: Board, claims: Sequence[Claim], run_trial: RunTrial, together: T
     except Exception:  # Of one of them, or of all together: alone each shows its own.
       logging.exception("Trials %s cannot train together and are run one after another.",
                         ", ".join(str(claim.number) for claim in todo))
+      outcomes |= _ended(todo)
   goes_on = True
   for claim in claims:
     if goes_on and claim.number not in outcomes:
@@ -98,14 +96,21 @@ def _run(board: Board, claims: Sequence[Claim], run_trial: RunTrial, together: T
         outcomes[claim.number] = run_trial(claim.settings, claim.folder, _reporter(board, claim))
       except Exception as e:
         outcomes[claim.number] = e
-    goes_on = _end(board, claim, outcomes.get(claim.number, {"status": "interrupted"})) and goes_on
+    # An error is not kept: it holds the arrays of its run.
+    goes_on = _end(board, claim, outcomes.pop(claim.number, {"status": "interrupted"})) and goes_on
   return goes_on
+
+
+def _ended(claims: Sequence[Claim]) -> dict[int, Mapping[str, Any]]:
+  """Returns the results of those trials that are not run again, by number."""
+  found = {claim.number: _result(claim.folder) for claim in claims}
+  return {number: result for number, result in found.items() if result.get("status") in _ENDED}
 
 
 def _reporter(board: Board, claim: Claim) -> Report:
   def report(count: int, values: Mapping[str, float]) -> bool:
-    value = _among(values, board.sweep.metric)
-    return value is not None and board.report(claim, count, value)
+    name = evaluated_name(values, board.sweep.metric)
+    return name is not None and board.report(claim, count, values[name])
   return report
 
 
@@ -139,14 +144,6 @@ def _end(board: Board, claim: Claim, outcome: Mapping[str, Any] | Exception) -> 
 def _result(folder: pathlib.Path) -> Mapping[str, Any]:
   path = folder / "result.json"
   return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _among(values: Mapping[str, float], metric: str) -> float | None:
-  """Returns a metric, which may have the name that it has in result.json, among those of an evaluation."""
-  if metric in values:
-    return values[metric]
-  short = _OF_RESULT.get(metric)
-  return next((value for name, value in values.items() if short and name.rpartition("/")[2] == short), None)
 
 
 def _line(text: str) -> str:

@@ -109,7 +109,7 @@ def test_the_workers_of_a_sweep_share_a_folder_and_nothing_else(launch):
   assert pod["restartPolicy"] == "Never" and job["podFailurePolicy"]["rules"] == [
       {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
   assert container["command"] == ["bash", "/lmjax/launch/worker.sh", "gpu"]
-  assert container["args"] == ["sweep", "--config=/lmjax/a.py", "--workdir=/shared/it's"]
+  assert container["args"] == ["sweep", "--machines=8", "--config=/lmjax/a.py", "--workdir=/shared/it's"]
   assert container["resources"]["limits"] == {"nvidia.com/gpu": 1} and "env" not in container
   mounted = {volume["name"]: volume for volume in pod["volumes"]}
   assert {"mountPath": "/shared", "name": "shared"} in container["volumeMounts"]

@@ -23,10 +23,11 @@ def test_every_task_runs_lmjax_and_finds_the_others(launch, platform, root):
 
 
 def test_the_jobs_of_an_array_share_a_sweep(launch, platform, root):
-  assert launch("sweep", "--workdir=a b", SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID="2").returncode == 0
+  array = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_NTASKS": "2"}
+  assert launch("sweep", "--workdir=a b", **array).returncode == 0
   # None of them is part of a run of several processes, and one that fails leaves the others alone.
   assert platform.calls == [["srun", ["--kill-on-bad-exit=0", "bash", str(root / "launch/worker.sh"), "gpu", "sweep",
-                                      "--workdir=a b"], {}, ""]]
+                                      "--machines=6", "--workdir=a b"], {}, ""]]
   assert launch("sweep", SLURM_ARRAY_JOB_ID="6", status=75).returncode == 75
   assert platform.calls[-1][:2] == ["scontrol", ["requeue", "7"]]
 

@@ -1,5 +1,6 @@
 """Tests of the page of a sweep, on real boards whose runs were written by hand."""
 
+import dataclasses
 from html import unescape
 import html.parser
 import json
@@ -186,13 +187,19 @@ def test_importance_is_of_what_matters(grid_page):
   assert set(shares) == {RATE, WIDTH} and shares[RATE] > shares[WIDTH]
 
 
+def test_runs_that_trained_together_share_their_time(grid_page):
+  trial = read_sweep(grid_page[0]).trials[0]
+  together = dataclasses.replace(trial, result={**trial.result, "num_together": 4})
+  assert trial.seconds == 20.0 and together.seconds == 5.0
+
+
 def test_only_some_of_many_curves_are_drawn(tmp_path):
-  make_sweep(tmp_path / "sweep", values("seed", list(range(100))), lambda s: 2 + s["seed"] / 100)
+  make_sweep(tmp_path / "sweep", values("seed", list(range(64))), lambda s: 2 + s["seed"] / 100)
   sweep = read_sweep(tmp_path / "sweep")
   shown = trial_pictures._some(sweep.trials, trial_pictures.ranks(sweep.trials, "min"))
   assert [trial.number for trial in shown[:30]] == list(range(30)) and len(shown) == 60
-  assert shown[-1].number == 99
-  assert "60 of 100 trials: the best 30" in trial_pictures.curves(sweep.trials, "eval_loss", "min")[0]
+  assert shown[-1].number == 63
+  assert "60 of 64 trials: the best 30" in trial_pictures.curves(sweep.trials, "eval_loss", "min")[0]
 
 
 def test_of_a_long_run_a_part_is_read(tmp_path):

@@ -92,7 +92,7 @@ def programs(monkeypatch):
 
 
 def test_learning_rates_make_one_program_together(make, tmp_path, programs):
-  configs = [make({RATE: rate}, num_steps=50) for rate in RATES]
+  configs = [make({RATE: rate}, num_steps=16) for rate in RATES]
   outcomes = together(configs, [RATE], tmp_path)
   assert len(programs) == 1
   assert len({outcome["params_sha256"] for outcome in outcomes}) == 4
@@ -159,15 +159,15 @@ def test_some_end_and_the_others_go_on(make, tmp_path):
 
 
 def test_what_was_interrupted_goes_on(make, tmp_path):
-  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  whole, broken, trainer = tmp_path / "whole", tmp_path / "broken", stack.Trainer()
   configs = [make({RATE: rate}) for rate in RATES]
-  expected = together(configs, [RATE], whole)
+  expected = together(configs, [RATE], whole, trainer=trainer)
   stop = lambda step, values: os.kill(os.getpid(), signal.SIGTERM)
-  outcomes = together(configs, [RATE], broken, [stop, None, None, None])
+  outcomes = together(configs, [RATE], broken, [stop, None, None, None], trainer)
   assert [(outcome["status"], outcome["step"]) for outcome in outcomes] == [("interrupted", 4)] * 4
   # A kill between two saves leaves some at another step.
   shutil.rmtree(broken / "1" / "checkpoints")
-  outcomes = together(configs, [RATE], broken)
+  outcomes = together(configs, [RATE], broken, trainer=trainer)
   for i, outcome in enumerate(outcomes):
     assert (outcome["status"], outcome["step"]) == ("finished", 8)
     for made, wanted in zip(losses(broken / str(i)), losses(whole / str(i))):
@@ -179,11 +179,20 @@ def test_more_than_fit_are_trained_in_parts(make, tmp_path, monkeypatch, program
   """Four states fit, but not what a step needs beside them, as the compiler says; two do."""
   fits = iter([False])
   monkeypatch.setattr(stack.memory, "num_that_fit", lambda shapes: 4)
-  monkeypatch.setattr(stack.memory, "program_fits", lambda compiled: next(fits, True))
+  monkeypatch.setattr(stack.memory, "program_fits", lambda compiled, besides: next(fits, True))
   configs = [make({RATE: rate}, num_steps=4) for rate in (*RATES, 2e-3, 2e-2)]
   outcomes = together(configs, [RATE], tmp_path)
   assert [outcome["status"] for outcome in outcomes] == ["finished"] * 6 and len(programs) == 2
   assert len({outcome["params_sha256"] for outcome in outcomes}) == 6
+
+
+def test_an_interrupt_keeps_those_that_wait_from_starting(make, tmp_path, monkeypatch):
+  monkeypatch.setattr(stack.memory, "num_that_fit", lambda shapes: 2)
+  stop = lambda step, values: os.kill(os.getpid(), signal.SIGTERM)
+  outcomes = together([make({RATE: rate}) for rate in RATES], [RATE], tmp_path, [stop, None, None, None])
+  assert [(outcome["status"], outcome.get("step")) for outcome in outcomes] == [
+      ("interrupted", 4)] * 2 + [("interrupted", None)] * 2
+  assert [(tmp_path / str(i) / "metrics.jsonl").exists() for i in range(4)] == [True, True, False, False]
 
 
 def groups(make, searched, *settings):
