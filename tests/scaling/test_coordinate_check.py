@@ -105,18 +105,15 @@ def test_other_optimizers_steps_do_not_grow_with_the_width(optim):
 
 @pytest.mark.slow
 def test_the_evidence_over_widths_of_64_to_1024(tmp_path):
-  """Minutes on a CPU; the picture in docs/ is of this check. At width 64 scores of four heads change less."""
+  """Minutes on a CPU; the picture in docs/ is of this check. Few heads have noisy scores: fewer seeds do not do."""
   debug = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "debug.py"
-  status = cli.run(["coordcheck", f"--config={debug}:llama", f"--workdir={tmp_path}",
+  status = cli.run(["coordcheck", f"--config={debug}:llama", f"--workdir={tmp_path}", "--seeds=8",
                     "--config.model.parametrization=mup", "--config.model.base_embed_dim=64"])
   assert status == 0
   found = json.loads((tmp_path / "coordcheck.json").read_text())["found"]["width"]
   slopes = {kind: {name: part["slope"] for name, part in one["activations"].items()} for kind, one in found.items()}
   grows = lambda slopes: {name for name, value in slopes.items() if abs(value) > coordinate_check.TOLERANCE}
-  assert grows(slopes["mup"]) == {"layers/attention/scores"} and grows(slopes["standard"]) == {*slopes["standard"]}
-  from_128 = {name: coordinate_check.slope(found["mup"]["sizes"][1:], [[row[-1] for row in part["change"][1:]]])
-              for name, part in found["mup"]["activations"].items()}
-  assert grows(from_128) == set()
+  assert grows(slopes["mup"]) == set() and grows(slopes["standard"]) == {*slopes["standard"]}
 
 
 def test_the_pictures_are_small_png_files():
