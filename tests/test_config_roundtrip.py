@@ -69,7 +69,7 @@ def configs(draw):
     return None
 
 
-quickly = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+quickly = settings(max_examples=25, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
 @quickly
