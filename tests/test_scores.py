@@ -224,7 +224,7 @@ KINDS = {
     "bleu": (TEXT, TEXT, 0, 100), "chrf": (TEXT, TEXT, 0, 100), "rouge": (TEXT, TEXT, 0, 1),
     "span_f1": (SPANS, SPANS, 0, 1),
 }
-few = hypothesis.settings(max_examples=30, deadline=None)
+few = hypothesis.settings(max_examples=30)
 
 
 def test_every_score_is_tried():

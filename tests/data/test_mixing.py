@@ -135,14 +135,14 @@ def test_epochs_and_seeds_differ_and_are_uncorrelated(size):
     assert abs(shared - 100) < 4.5 * 10
 
 
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(st.integers(1, 300), st.integers(0, 2 ** 31), st.integers(0, 50), st.booleans())
 def test_any_epoch_of_any_size_and_seed_is_a_permutation(size, seed, epoch, shuffle):
   order = training_order([size], [1], seed, shuffle)
   assert sorted(_take(order, epoch * size, size)) == list(range(size))
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(0, 2 ** 31), st.data())
 def test_an_element_is_a_function_of_seed_and_place_alone(sizes, seed, data):
   weights = data.draw(st.lists(st.integers(1, 9), min_size=len(sizes), max_size=len(sizes)))

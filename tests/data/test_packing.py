@@ -73,7 +73,7 @@ def _reference_bfd(sizes, capacity):
   return sorted(room)
 
 
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=200)
 @hypothesis.given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(2, 17))
 def test_plan_covers_every_target_once_and_is_best_fit_decreasing(lengths, seq_len):
   plan = plan_best_fit(np.cumsum(lengths), seq_len)
@@ -85,7 +85,7 @@ def test_plan_covers_every_target_once_and_is_best_fit_decreasing(lengths, seq_l
   assert sorted((seq_len - used).tolist()) == _reference_bfd(chunks, seq_len)
 
 
-@hypothesis.settings(max_examples=60, deadline=None,
+@hypothesis.settings(max_examples=60,
                      suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.integers(2, 11), st.booleans())
 def test_every_token_is_a_target_once_with_the_token_before_it_as_input(make_store, lengths, seq_len, best_fit):

@@ -40,7 +40,7 @@ def test_held_out_takes_one_unit_of_each_group():
 
 
 @hypothesis.given(st.text(max_size=40).map(lambda text: text * 4000))
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=20)
 def test_cut_text_loses_nothing(text):
   pieces = list(cut_text(text, True))
   assert "".join(piece.text for piece in pieces) == text

@@ -33,7 +33,7 @@ def test_bytes_are_their_own_ids():
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["bytes", "bpe"])
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=300)
 @hypothesis.given(st.one_of(TEXT, st.text("ab01 \t\r\n<|>_(", max_size=60)))
 def test_round_trip_is_exact(tokenizer, text):
   ids = tokenizer.encode(text)
