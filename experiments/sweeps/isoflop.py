@@ -47,9 +47,10 @@ def get_config(size="cpu"):
     config.eval.update(batch_size=64)
     config.mesh.update(data=1, fsdp=-1)
     return config
-  config.model.update(families.llama_style(), num_layers=_LAYERS, embed_dim=32, num_heads=2, mlp_dim=96,
+  layers = _LAYERS if size == "ladder" else 2
+  config.model.update(families.llama_style(), num_layers=layers, embed_dim=32, num_heads=2, mlp_dim=96,
                       scan_layers=False, qk_norm="head", init_std=0.05, parametrization="completep", base_embed_dim=32,
-                      base_num_layers=_LAYERS)
+                      base_num_layers=layers)
   config.data.update(tokenizer="bpe", tokenizer_vocab_size=512, seq_len=128)
   config.optim.update(name="muon", learning_rate=0.015, schedule="linear", final_learning_rate_ratio=0.0,
                       warmup_steps=10)
@@ -66,4 +67,4 @@ def get_sweep(size="cpu"):
     rung = lambda budget, width: ladder(config, (budget,), (_LAYERS,), aspect=width / _LAYERS, rate="own")
     return Sweep(chain(*(product(rung(budget, width), values("seed", range(seeds)))
                          for budget, widths, seeds in (*FITTED, FORETOLD) for width in widths)))
-  return Sweep(ladder(config, CPU, sizes=3, rate="own"))
+  return Sweep(ladder(config, CPU, sizes=3))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax import partitioning, train
+from lmjax import loop, partitioning, train
 from lmjax.config import MeshConfig, OptimConfig, UserError, base_config, from_config_dict, resolve_model
 from lmjax.models import families
 from lmjax.optim.gates import make_gates
@@ -72,7 +72,7 @@ def test_what_is_frozen_stays_and_is_not_in_the_norm(optimizer):
     hparams = {"learning_rate": np.float32(0.1), "weight_decay": np.float32(0.5), "seed": np.uint32(0)}
     with partitioning.use_mesh(mesh):
       state, step = train.init_state(setup), train.make_train_step(setup)
-      states, norms = [jax.device_get(train.eval_params(setup, state))], []
+      states, norms = [jax.device_get(loop.eval_params(setup, state))], []
       for _ in range(3):
         state, out = step(state, batch, hparams)
         states.append(jax.device_get(setup.optimizer.eval_params(state.opt_state, state.params)))

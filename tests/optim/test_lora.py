@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax import checkpoint, metrics, partitioning, train
+from lmjax import checkpoint, loop, metrics, partitioning, train
 from lmjax import config as config_lib
 from lmjax.config import CheckpointConfig, MeshConfig, OptimConfig, UserError, base_config, from_config_dict
 from lmjax.models import families
@@ -209,7 +209,7 @@ def test_a_step_is_one_of_the_merged_model_and_the_first_of_the_model_as_it_was(
                  compiler_options=FAST)
   weight = batch_of(family)["weights"].sum()
   assert outs[0]["loss"] == pytest.approx(float(loss(lora.without(states[0].params))) / weight, rel=1e-5)
-  merged = train.eval_params(setup, states[2])
+  merged = loop.eval_params(setup, states[2])
   assert outs[2]["loss"] == pytest.approx(float(loss(merged)) / weight, rel=1e-5)
   assert outs[2]["loss"] < outs[0]["loss"] - 1e-4
 
