@@ -48,7 +48,8 @@ def places(tree):
   return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree) if leaf.ndim}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [
+    name if name in ("adamw", "schedule_free") else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 def test_the_numbers_are_those_of_a_state_on_the_device(name):
   (there, losses), (here, expected) = (
       run(setup, train.init_state(setup), range(4))

@@ -131,6 +131,7 @@ def test_moments_with_the_host_are_none_of_the_devices_bytes():
   assert there.seconds["host"] == pytest.approx(moments / 16e9, rel=0.01) and here.seconds["host"] == 0
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_what_is_saved_with_the_host_is_none_of_the_devices_bytes():
   there, here, least = (plan.make_plan(config_of(batch_size=64, num_layers=2, model=dict(WIDE, remat_policy=policy)),
