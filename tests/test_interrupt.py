@@ -16,7 +16,15 @@ def test_a_second_sigterm_changes_nothing():
     assert interrupt.stops_after(2)
 
 
-def test_a_second_ctrl_c_is_not_held_back():
+@pytest.fixture
+def ctrl_c_interrupts():
+  """A shell's background jobs ignore it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_is_not_held_back(ctrl_c_interrupts):
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(KeyboardInterrupt), Interrupt():
     os.kill(os.getpid(), signal.SIGINT)
