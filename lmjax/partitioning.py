@@ -62,10 +62,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 # The kind of memory that a device reads from its host by itself.
 HOST_MEMORY = "pinned_host"
 
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 # Mesh axes over which the members of a stack of runs are split (see stack.py).
 MEMBERS = ("replica", "data")
 
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 _in_member: contextvars.ContextVar[bool] = contextvars.ContextVar("in_member", default=False)
 _in_stage: contextvars.ContextVar[bool] = contextvars.ContextVar("in_stage", default=False)
 

@@ -17,7 +17,8 @@ from lmjax.config_checks import Refused, UserError
 LOCK = "run.lock"
 _LABELS = "labels.json"
 
-_CANNOT_LOCK = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+# What a file system without locks answers.
+CANNOT_LOCK = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -123,7 +124,7 @@ def _take(folder: pathlib.Path) -> int:
       raise Refused(f"The workdir {folder} is in use by another run ({holder}); wait for it, stop it, or give another "
                     "--workdir.") from None
     except OSError as e:
-      if e.errno not in _CANNOT_LOCK:
+      if e.errno not in CANNOT_LOCK:
         os.close(file)
         raise
     if not _is_at(path, file):

@@ -223,8 +223,9 @@ def decoder_start_token_id(path: epath.PathLike) -> int | None:
 
 def sees_both_sides(path: epath.PathLike) -> bool:
   """Returns whether a folder's model has learned to see a prompt from both sides; Hugging Face folders do not tell."""
-  raw = _read_config(local_folder(path))
-  return "model_type" not in raw and _workdir_config(local_folder(path), raw).objective.name == "prefix_lm"
+  path = local_folder(path)
+  raw = _read_config(path)
+  return "model_type" not in raw and _workdir_config(path, raw).objective.name == "prefix_lm"
 
 
 def convert(source: epath.PathLike, target: epath.PathLike, adapter: bool = False) -> str:

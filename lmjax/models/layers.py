@@ -38,6 +38,11 @@ def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...
   return module.param(name, nn.with_logical_partitioning(scaled, axes), shape, jnp.dtype(module.cfg.param_dtype))
 
 
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+  """Returns an activation times a factor of the model's parametrization; where that is 1, nothing is computed."""
+  return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
+
+
 def residual_std(cfg: ModelConfig) -> float:
   """Initial standard deviation of a projection into the residual stream; GPT-2 divides by the root of their number."""
   return cfg.init_std / (2 * parametrization.base_layers(cfg)) ** 0.5 if cfg.scale_residual_init else cfg.init_std

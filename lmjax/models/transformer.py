@@ -17,7 +17,7 @@ from lmjax.config import ModelConfig, fill_sizes
 from lmjax.models import pipeline, remat
 from lmjax.models.attention import Attention, Context, KVCache
 from lmjax.models.heads import TaskHead
-from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, initial_std, param
+from lmjax.models.layers import ACTIVATIONS, Dropout, Einsum, Embed, Mlp, Norm, initial_std, param, scaled
 from lmjax.models.moe import ROUTER, Moe
 from lmjax.models.products import vocabulary_logits
 from lmjax.models.relative import RelativeBias
@@ -82,8 +82,7 @@ class Block(nn.Module):
     return _stream(x + self._branch(drop(y if block == "pre" else norm(f"{name}_out_norm")(y))))
 
   def _branch(self, y):
-    factor = branch_factor(self.cfg)
-    return y if factor == 1 else y * jnp.asarray(factor, y.dtype)
+    return scaled(y, branch_factor(self.cfg))
 
 
 def _stream(x: jax.Array) -> jax.Array:
@@ -279,7 +278,7 @@ class Transformer(nn.Module):
     if self.cfg.head_transform:
       x_BTD = self.head_transform(x_BTD)
     factor = output_factor(self.cfg) * (base_width(self.cfg) ** -0.5 if self.cfg.scale_logits else 1.0)
-    return x_BTD if factor == 1 else x_BTD * jnp.asarray(factor, x_BTD.dtype)
+    return scaled(x_BTD, factor)
 
   @property
   def dummy_inputs(self) -> tuple[jax.Array, ...]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import ModelConfig
-from lmjax.models.layers import Dropout, Einsum, Embed, Mlp, Norm, param, residual_std
+from lmjax.models.layers import Dropout, Einsum, Embed, Mlp, Norm, param, residual_std, scaled
 from lmjax.models.masks import AttentionSpec, seen
 from lmjax.models.products import vocabulary_logits
 from lmjax.models.rope import rotary_periods
@@ -255,8 +255,7 @@ class XLNet(nn.Module):
     return self.logits(x) if self.cfg.head == "lm" else x, memory_LBMD
 
   def _scaled(self, x: jax.Array) -> jax.Array:
-    factor = output_factor(self.cfg)
-    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
+    return scaled(x, output_factor(self.cfg))
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Projects features to logits_BTV in float32."""

@@ -148,6 +148,10 @@ def hidden_matrices(axes: Any) -> Any:
 
 def _size_factors(cfg: OptimConfig, model: ModelConfig, axes: Any) -> tuple[Any, Any]:
   """Returns the factors of learning rate and epsilon of every parameter that a model's parametrization asks for."""
+  each = lambda function, *more: jax.tree_util.tree_map_with_path(function, axes, *more, is_leaf=_is_names)
+  if model.parametrization == "standard":
+    ones = each(lambda path, names: 1.0)
+    return ones, ones
   by_muon = jax.tree.map(lambda hidden: hidden and cfg.name == "muon", hidden_matrices(axes))
   rule = "adamw" if cfg.name == "muon" else cfg.name
   is_adam = rule in ("adamw", "schedule_free")
@@ -158,10 +162,7 @@ def _size_factors(cfg: OptimConfig, model: ModelConfig, axes: Any) -> tuple[Any,
   def eps(path, names, by_muon):
     return eps_factor(model, _keys(path)[-1], names) if is_adam and not by_muon else 1.0
 
-  if model.parametrization == "standard":
-    learning_rate = eps = lambda *_: 1.0
-  each = lambda function: jax.tree_util.tree_map_with_path(function, axes, by_muon, is_leaf=_is_names)
-  return each(learning_rate), each(eps)
+  return each(learning_rate, by_muon), each(eps, by_muon)
 
 
 def _keys(path: tuple) -> list[str]:

@@ -1,6 +1,5 @@
 """Where a sweep keeps its trials, and the locks that keep its workers apart."""
 
-import errno
 import fcntl
 import os
 import pathlib
@@ -11,6 +10,7 @@ import optuna
 from optuna.storages import journal
 
 from lmjax.config_checks import Refused, UserError
+from lmjax.workdir import CANNOT_LOCK
 
 
 def locked(path: pathlib.Path, wait: bool = False) -> int | None:
@@ -23,7 +23,7 @@ def locked(path: pathlib.Path, wait: bool = False) -> int | None:
     return None
   except OSError as e:
     os.close(file)
-    if e.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL):
+    if e.errno in CANNOT_LOCK:
       raise Refused(f"The file system of {path.parent} has no locks, which the workers of a sweep need; give a "
                     "--workdir on one that has.") from e
     raise
