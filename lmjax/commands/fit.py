@@ -78,7 +78,7 @@ def main(flag_values: flags.FlagValues) -> None:
     result |= told
     if flag_values.plot:
       from lmjax.scaling import plots
-      plots.write(plots.fit_figure(result, [(one.flops, one.loss) for one in drawn]), flag_values.plot)
+      plots.write(plots.fit_figure(result, drawn), flag_values.plot)
   result["conventions"] = _conventions(flag_values, columns)
   print(json.dumps(_finite(result), indent=2, allow_nan=False))
   for warning in result["warnings"]:

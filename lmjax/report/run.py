@@ -11,9 +11,9 @@ from etils import epath
 import numpy as np
 
 from lmjax.config_checks import UserError, by_full_name
+from lmjax.records import curves_of, read_json, read_lines
 from lmjax.report import page as page_lib
 from lmjax.report import pictures
-from lmjax.report.records import curves_of, read_json, read_lines
 
 # The order of the first columns of evaluations, and the metric that is no set's own.
 _FIRST, _AVERAGE = ("loss", "perplexity", "bits_per_byte", "accuracy"), "tasks/average"

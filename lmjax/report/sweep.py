@@ -9,10 +9,10 @@ from typing import Any, Mapping, Sequence
 
 from etils import epath
 
+from lmjax.records import read_json, read_lines
 from lmjax.report import laws, trial_pictures
 from lmjax.report import page as page_lib
 from lmjax.report import trials as trials_lib
-from lmjax.report.records import read_json, read_lines
 from lmjax.report.script import SCRIPT, STYLE
 from lmjax.report.trials import Trial, short
 
@@ -122,14 +122,14 @@ def _best(sweep: SweepTrials) -> str:
   best = sweep.best
   if best is None:
     return "<p>No trial is complete yet.</p>"
-  notes = []
+  edges = {"smallest": [], "largest": []}
   for field, values in trials_lib.searched([trial for trial in sweep.trials if trial.value is not None]).items():
     value = best.row.settings.get(field)
     ordered = trials_lib.is_number(value) and len(values) > 2 and field not in {"seed", *sweep.ranges}
     if ordered and value in (values[0], values[-1]):
-      end, shown = "smallest" if value == values[0] else "largest", trials_lib.words(value)
-      notes.append(f"The best {html.escape(field)}, {shown}, is the {end} that was tried: the best may lie beyond.")
-  said = "".join(f"<li>{note}</li>" for note in notes)
+      edges["smallest" if value == values[0] else "largest"].append(f"{field} {trials_lib.words(value)}")
+  said = "".join(f"<li>Has the {end} that was tried of {html.escape(', '.join(fields))}: the best may lie beyond.</li>"
+                 for end, fields in edges.items() if fields)
   return (f"<h2>The best trial</h2><p>{html.escape(_words(best))}</p>{_command(best)}"
           + (f'<ul class="warnings">{said}</ul>' if said else ""))
 

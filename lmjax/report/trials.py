@@ -7,8 +7,8 @@ from typing import Any, Mapping, Sequence
 from etils import epath
 import numpy as np
 
+from lmjax.records import curves_of, read_lines
 from lmjax.report.page import large
-from lmjax.report.records import curves_of, read_lines
 from lmjax.sweeps.rows import Row
 
 # Settings that are no part of what is compared: repeats of the same.

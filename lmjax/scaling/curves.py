@@ -6,13 +6,12 @@ decayed run of the same compute is better (Hoffmann et al. 2022, arXiv 2203.1555
 """
 
 import dataclasses
-import json
-import pathlib
 from typing import Any, Sequence
 
+from etils import epath
 import numpy as np
 
-from lmjax.config_checks import UserError
+from lmjax.records import read_lines
 from lmjax.scaling.minima import power_law
 from lmjax.scaling.noise import gradient_noise
 from lmjax.scaling.runs import Table
@@ -43,15 +42,16 @@ class Curve:
 
 
 def while_training(table: Table, sizes: Sequence[float]) -> tuple[list[Curve], dict[str, Any]]:
-  """Returns the curves of a sweep's runs, and what `lmjax fit` prints of them and of their gradients.
+  """Returns the curves of a sweep's runs, of one kind, and what `lmjax fit` prints of them and of their gradients.
 
   Args:
     table: of the sweep; that of a file has no curves.
     sizes: of the runs.
   """
-  lines = [read_lines(folder) for folder in table.folders]
+  files = [epath.Path(folder) / "metrics.jsonl" for folder in table.folders]
+  lines = [read_lines(file) if file.exists() else [] for file in files]
   made = [curve(*one) for one in zip(table.names, sizes, lines)]
-  curves = [one for one in made if one is not None]
+  curves = _alike([one for one in made if one is not None])
   told = {"curve_envelope": curve_envelope(curves), "critical_batch": None}
   if lines:
     column = table.columns.get
@@ -64,24 +64,6 @@ def while_training(table: Table, sizes: Sequence[float]) -> tuple[list[Curve], d
       told["critical_batch"] = {"runs": [noise[i] for i in known],
                                 "law": critical_batch_law([noise[i] for i in known], tokens)}
   return curves, told
-
-
-def read_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a run's metrics.jsonl; none where it has no such file, and without one cut off at its end.
-
-  Raises:
-    UserError: where a line before the last is not JSON.
-  """
-  path = folder / "metrics.jsonl"
-  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-  found = []
-  for number, line in enumerate(lines, 1):
-    try:
-      found.append(json.loads(line))
-    except ValueError as e:
-      if number < len(lines):
-        raise UserError(f"{path}, line {number}, is not JSON ({e}); mend it or take that run out of the sweep.") from e
-  return found
 
 
 def curve(name: str, size: float, lines: Sequence[dict[str, Any]]) -> Curve | None:
@@ -130,7 +112,7 @@ def curve_envelope(curves: Sequence[Curve]) -> dict[str, Any] | None:
     `flops`, `loss` and `run` of the envelope, with power laws of loss, size and tokens; None where fewer than two
     runs are on it.
   """
-  curves = [one for one in curves if one.evaluated or not any(other.evaluated for other in curves)]
+  curves = _alike(curves)
   if len(curves) < 2:
     return None
   low, high = min(one.flops[0] for one in curves), max(one.flops[-1] for one in curves)
@@ -151,6 +133,11 @@ def curve_envelope(curves: Sequence[Curve]) -> dict[str, Any] | None:
           # Points of one curve share its noise, so that intervals from their scatter would be too short.
           **{name: {k: v for k, v in law(values).items() if "interval" not in k}
              for name, values in (("loss", loss), ("size", size), ("tokens", tokens))}}
+
+
+def _alike(curves: Sequence[Curve]) -> list[Curve]:
+  """Returns the curves without those of training loss where others are of evaluations."""
+  return [one for one in curves if one.evaluated or not any(other.evaluated for other in curves)]
 
 
 def _at(one: Curve, values: np.ndarray, flops: float) -> float:

@@ -11,6 +11,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from lmjax.config_checks import UserError
+from lmjax.scaling.curves import Curve
 from lmjax.scaling.minima import groups
 
 _LAW, _RUN, _HELD_OUT = "#d6604d", "#2166ac", "#1b7837"
@@ -21,7 +22,7 @@ _MARKERS = "os^Dv<>Pp*"
 
 
 def loss_against_compute(axes: Any, flops: np.ndarray, loss: np.ndarray, *, law: Mapping[str, Sequence] | None = None,
-                         held_out: Sequence[Mapping[str, Any]] = (), curves: Sequence[tuple] = ()) -> None:
+                         held_out: Sequence[Mapping[str, Any]] = (), curves: Sequence[Curve] = ()) -> None:
   """Draws runs, the law at the best size for each compute, and runs that the law has not seen with their intervals.
 
   Args:
@@ -30,10 +31,11 @@ def loss_against_compute(axes: Any, flops: np.ndarray, loss: np.ndarray, *, law:
     loss: of these.
     law: `flops`, `loss`, `low` and `high` of the law; None draws none.
     held_out: rows with `flops`, `loss`, `predicted` and `interval`.
-    curves: (flops, loss) arrays, one pair for each run while it trained.
+    curves: of runs while they trained, of one kind.
   """
-  for x, y in curves:
-    axes.plot(x, y, color=_RUN, alpha=0.25, linewidth=0.8)
+  for i, one in enumerate(curves):
+    axes.plot(one.flops, one.loss, color=_RUN, alpha=0.25, linewidth=0.8,
+              label=None if i else "evaluated on the way" if one.evaluated else "training loss")
   axes.plot(flops, loss, "o", color=_RUN, markersize=4, label="fitted runs")
   if law is not None:
     axes.plot(law["flops"], law["loss"], color=_LAW, linewidth=1.6, label="law at the best size")
@@ -45,6 +47,11 @@ def loss_against_compute(axes: Any, flops: np.ndarray, loss: np.ndarray, *, law:
     axes.plot([row["flops"]], [row["loss"]], "*", color=_HELD_OUT, markersize=10,
               label="held out" if not i else None)
   _log_log(axes, "training FLOPs", "loss")
+  # The ends of runs are what it is about: curves begin far above and far to the left of them.
+  ends = lambda name, own: np.array([*own, *(row[name] for row in held_out)])
+  bounds = [loss.min(), *(np.min(row["interval"]) for row in held_out)]
+  axes.set_xlim(0.5 * flops.min(), 1.5 * ends("flops", flops).max())
+  axes.set_ylim(0.97 * min(bounds), 1.05 * ends("loss", loss).max())
   axes.legend(frameon=False)
 
 
@@ -100,17 +107,17 @@ def residuals(axes: Any, flops: np.ndarray, residual: np.ndarray, noise: float,
   axes.legend(frameon=False)
 
 
-def fit_figure(told: Mapping[str, Any], curves: Sequence[tuple] = ()) -> Any:
+def fit_figure(told: Mapping[str, Any], curves: Sequence[Curve] = ()) -> Any:
   """Returns a matplotlib Figure of what `lmjax fit` has found.
 
   Args:
     told: by `analysis.analyse`, with `curve` in it.
-    curves: (flops, loss) of each run while it trained.
+    curves: as in `loss_against_compute`.
   """
   rows, held_out = told["residuals"], told["held_out"]
   column = lambda name: np.array([row[name] for row in rows])
   found = told["isoflop"]
-  figure, (row,) = _figure(1, 3 if found else 2, (14 if found else 10, 4.2))
+  figure, (row,) = _figure(1, 3 if found else 2, (14 if found else 10, 4.2), share=False)
   panels = iter(row)
   loss_against_compute(next(panels), column("flops"), column("loss"), law=told["curve"], held_out=held_out,
                        curves=curves)
@@ -189,12 +196,12 @@ def _log_log(axes: Any, x: str, y: str) -> None:
   axes.set_ylabel(y)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def _figure(rows: int, columns: int, size: tuple[float, float], share: bool = True) -> tuple[Any, Any]:
   import matplotlib
   from matplotlib.figure import Figure
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row")
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row" if share else "none")
 
 
 def _look(number: int, colors: int) -> dict[str, Any]:

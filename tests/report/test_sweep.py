@@ -14,8 +14,8 @@ import pytest
 
 from lmjax import report
 from lmjax.config import UserError
+from lmjax.records import read_lines
 from lmjax.report import trial_pictures, trials
-from lmjax.report.records import read_lines
 from lmjax.report.sweep import page, read_sweep
 from lmjax.sweeps import Sweep, chain, grid, log_uniform, product, values
 from lmjax.sweeps.board import Board
@@ -109,7 +109,7 @@ def test_the_top_sums_up(grid_page):
   assert tiles["of 9 trials"] == "8 complete, 1 diverged" and tiles["machine"] == "2 × TPU v5e"
   assert tiles["device time of all"] == "3.0 min" and tiles["tokens of all"] == "180 K"
   assert tiles["versions"] == "lmjax 0.1.0, jax 0.10.2, flax 0.12.8"
-  assert "The best model.embed_dim, 128, is the largest that was tried" in grid_page[1]
+  assert "Has the largest that was tried of model.embed_dim 128" in grid_page[1]
 
 
 def test_every_picture_is_xml_with_a_name_and_finds_its_trials(grid_page):

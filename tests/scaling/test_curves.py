@@ -113,5 +113,5 @@ def test_a_sweep_without_norms_has_no_critical_batch(sweep):
 
 def test_a_damaged_line_is_told(sweep):
   (sweep / "run1" / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 2}\n')
-  with pytest.raises(UserError, match=r"run1/metrics\.jsonl, line 2, is not JSON"):
+  with pytest.raises(UserError, match=r"run1/metrics\.jsonl, line 2, is not a JSON object"):
     curves.while_training(read_table(str(sweep)), SIZES)

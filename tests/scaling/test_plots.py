@@ -7,6 +7,7 @@ import pytest
 from lmjax.config_checks import UserError
 from lmjax.scaling import analysis, plots
 from lmjax.scaling.counts import FlopCount
+from lmjax.scaling.curves import Curve
 from lmjax.scaling.laws import Points
 from lmjax.scaling.runs import Runs, Table
 
@@ -35,6 +36,17 @@ def test_a_figure_has_the_runs_the_law_and_what_was_held_out(known):
   np.testing.assert_allclose(drawn(compute)["held out"][0], [1e21, told["held_out"][0]["loss"]])
   assert len([label for label in drawn(sizes) if label.startswith("1.0e+")]) == 3
   np.testing.assert_allclose(drawn(residuals)["_child2"][:, 1], [100 * row["residual"] for row in told["residuals"]])
+
+
+def test_panels_have_axes_of_their_own(known):
+  runs, told = told_of(known, hold_out=5)
+  long_before = Curve("run", 1e7, np.array([1e14, 1e18]), np.array([1e14, 1e18]), np.array([12.0, 3.0]), False)
+  compute, _, residuals = plots.fit_figure(told, [long_before]).axes
+  low, high = compute.get_ylim()
+  assert 0.9 * runs.loss.min() < low < runs.loss.min() and runs.loss[:15].max() < high < 1.2 * runs.loss[:15].max()
+  assert compute.get_xlim()[0] == pytest.approx(5e17) and "training loss" in drawn(compute)
+  low, high = residuals.get_ylim()
+  assert residuals.get_yscale() == "linear" and low < 0 < high
 
 
 def test_the_law_drawn_is_the_least_loss_of_a_compute(known):

@@ -17,7 +17,7 @@ def read_json(path: epath.Path) -> Mapping[str, Any]:
   try:
     return json.loads(path.read_text())
   except ValueError as e:
-    raise UserError(f"{path} is not JSON ({e}); the report needs the file as the run wrote it.") from e
+    raise UserError(f"{path} is not JSON ({e}); it must be as the run wrote it.") from e
 
 
 def read_lines(path: epath.Path, most: int | None = None) -> list[Mapping[str, Any]]:
