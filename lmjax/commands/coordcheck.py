@@ -13,6 +13,7 @@ standard error over the seeds: within 0.05 of zero where it does not. Writes DIR
 import dataclasses
 import itertools
 import json
+import math
 from typing import Any
 
 from absl import flags, logging
@@ -72,7 +73,10 @@ def main(flag_values: flags.FlagValues) -> None:
   found = {axis: {} for axis in sizes}
   for (axis, kind), each in models.items():
     logging.info("Training under %s at %s %s.", kind, axis, ", ".join(map(str, sizes[axis])))
-    runs = [_measure(dataclasses.replace(config, model=model), batches, flag_values.seeds) for model in each]
+    runs = []
+    for size, model in zip(sizes[axis], each):
+      runs.append(_measure(dataclasses.replace(config, model=model), batches, flag_values.seeds))
+      _check_finite(runs[-1], f"{axis} {size} under {kind}", config.optim.learning_rate)
     found[axis][kind] = {"sizes": sizes[axis], "activations": coordinate_check.summarize(sizes[axis], runs)}
   report = {"steps": flag_values.steps, "seeds": flag_values.seeds, "learning_rate": config.optim.learning_rate,
             "tolerance": coordinate_check.TOLERANCE, "found": found, "config": dataclasses.asdict(config)}
@@ -117,6 +121,15 @@ def _prepare(config: Config, workdir: str, steps: int) -> tuple[Config, list[Any
   config = train.resolved(config, data)
   batches = train_batches(config, data, partitioning.make_mesh(config.mesh), 0)
   return config, list(itertools.islice(batches, steps))
+
+
+def _check_finite(seeds: list[dict[str, Any]], of: str, rate: float) -> None:
+  """Raises a UserError where training has broken a model, so that it has no slope and no picture."""
+  for run in seeds:
+    for name, one in run.items():
+      if not all(math.isfinite(value) for values in one.values() for value in values):
+        raise UserError(f"The activations {name} of {of} are not finite at config.optim.learning_rate = {rate:g}; give "
+                        "a lower one.")
 
 
 def _measure(config: Config, batches: list[Any], num_seeds: int) -> list[dict[str, Any]]:

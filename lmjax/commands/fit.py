@@ -15,6 +15,7 @@ Conventions: N counts all parameters unless --params says otherwise, and C = 6 N
 
 import json
 import math
+import pathlib
 import sys
 
 from absl import flags
@@ -74,7 +75,7 @@ def main(flag_values: flags.FlagValues) -> None:
         form=flag_values.form, num_resamples=flag_values.bootstrap, seed=flag_values.seed,
         huber_delta=flag_values.huber_delta, drop_outliers=flag_values.drop_outliers, predict=predict,
         hold_out=flag_values.hold_out, curve=flag_values.plot is not None))
-    drawn, told = curves.while_training(table, found.points.size)
+    drawn, told = curves.while_training(table, found.points)
     result |= told
     if flag_values.plot:
       from lmjax.scaling import plots
@@ -106,6 +107,11 @@ def _check(flag_values: flags.FlagValues) -> None:
     value = flag_values[name].value
     if value is not None and not 0 < value < math.inf:
       raise UserError(f"--{name} is {value}, but it must be a finite number above 0.")
+  if flag_values.plot:
+    plot = pathlib.Path(flag_values.plot)
+    if plot.suffix not in (".png", ".svg", ".pdf") or not plot.parent.is_dir():
+      raise UserError(f"The picture {plot} cannot be written; give --plot a file that ends in .png, .svg or .pdf, in a "
+                      "folder that exists.")
   for name in ("predict", "hold_out", "plot"):
     if flag_values.best and flag_values[name].value:
       raise UserError(f"--{name} is about a law of loss, but with --best no law of loss is fitted; leave one out.")

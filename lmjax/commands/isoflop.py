@@ -57,13 +57,13 @@ def main(flag_values: flags.FlagValues) -> None:
   total, per_epoch = flag_values.total, flag_values.tokens_per_epoch
   if per_epoch is not None and not per_epoch > 0:
     raise UserError(f"--tokens_per_epoch is {per_epoch:g}, but it must be above 0.")
-  budgets = _numbers(flag_values.budgets, "budgets", float)
-  runs = ladder.lay_out(config, budgets, _numbers(flag_values.depths, "depths", int), rules, total,
-                        _law(flag_values.law))
+  budgets, depths = _numbers(flag_values.budgets, "budgets", float), _numbers(flag_values.depths, "depths", int)
+  runs = ladder.lay_out(config, budgets, depths, rules, total, _law(flag_values.law))
   if flag_values.json:
     _write(runs, flag_values.json)
   print("\n".join(table(runs, per_epoch)))
-  left_out = [f"{budget:g}" for budget in budgets if budget not in {run.budget for run in runs}]
+  asked, shown = (budgets, {run.budget for run in runs}) if budgets else (depths, {run.depth for run in runs})
+  left_out = [f"{one:g}" for one in asked if one not in shown]
   if left_out:
     print(f"Beyond --total={total:g} and left out: {', '.join(left_out)}.")
 

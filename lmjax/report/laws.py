@@ -55,16 +55,14 @@ def _runs(workdir: epath.Path, trials: Sequence[Trial], mode: str) -> tuple[Any,
 def _isoflop(runs: Any) -> list[str]:
   from matplotlib import ticker
 
-  from lmjax.scaling import analysis, minima, plots
+  from lmjax.scaling import analysis, plots
   found = analysis.isoflop(runs)
   if found is None:
     return []
-  group = minima.groups(runs.points.flops)
-  told = [i for i in range(group.max() + 1) if len(np.unique(runs.points.size[group == i])) > 2]
-  shown, title = runs.keep(np.isin(group, told)), "IsoFLOP curves"
+  title = "IsoFLOP curves"
 
   def on(axes):
-    plots.isoflop(axes, shown.points.flops, shown.points.size, shown.loss, found["groups"])
+    plots.isoflop(axes, runs.points.flops, runs.points.size, runs.loss, found["groups"])
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: large(value))
@@ -89,6 +87,8 @@ def _law(runs: Any, count: Any) -> list[str]:
   except UserError as e:
     return [*head, _reasons([str(e)])]
   ahead, title = told["predictions"][0], "Loss against compute"
+  if ahead["interval"] is None:
+    return [*head, _reasons(told["warnings"])]
 
   def on(axes):
     plots.loss_against_compute(axes, runs.points.flops, runs.loss, law=told["curve"])
@@ -110,8 +110,9 @@ def _params(told: Mapping[str, Any]) -> str:
   rows = [(name, told[name], intervals[name]) for name in intervals]
   rows += [(f"{name}, of {what} = k C^{name}", best[name], best["intervals"][name])
            for name, what in (("a", "N"), ("b", "D")) if name in best["intervals"]]
-  cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{value:.4g}</td><td>{low:.4g} to {high:.4g}</td></tr>"
-                  for name, value, (low, high) in rows)
+  cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{value:.4g}</td><td>"
+                  f"{'open' if found is None else '{:.4g} to {:.4g}'.format(*found)}</td></tr>"
+                  for name, value, found in rows)
   return ('<div class="scroll"><table><tr><th></th><th>fitted</th><th>95% interval</th></tr>'
           f"{cells}</table></div><p>By {told['num_runs']} runs, the best of each size and number of tokens; noise "
           f"{told['noise']:.2%} of the loss. N counts all parameters, and C = 6 N D.</p>")

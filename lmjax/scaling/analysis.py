@@ -1,6 +1,7 @@
 """The whole of an analysis: runs in, what `lmjax fit` prints out."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,12 @@ def analyse(runs: Runs, count: FlopCount, settings: Settings) -> dict[str, Any]:
     names = ", ".join(name for name, is_far in zip(runs.names, far) if is_far)
     notes.append(f"{far.sum()} of {len(far)} runs lie more than {_FAR:g} standard deviations from the law: {names}; "
                  "look at them, or leave them out with --drop_outliers.")
+  notes += warn.settings(runs.points, runs.loss, runs.names)
   degrees = runs.num_runs - len(fit.theta)
   thetas = bootstrap.resample(fit, runs.points, runs.loss, runs.run, settings.num_resamples, settings.seed)
-  drawn = law.values(thetas, fit.center)
-  intervals = {name: bootstrap.interval(values, degrees) for name, values in drawn.items()}
+  drawn, left_open = law.values(thetas, fit.center), fit.left_open()
+  intervals = {name: None if name in left_open else bootstrap.interval(values, degrees)
+               for name, values in drawn.items()}
   notes += warn.identifiability(fit, runs.points, runs.loss, runs.num_runs, intervals)
   return {
       "form": law.name, "formula": law.formula, **fit.values, "intervals": intervals, "level": bootstrap.LEVEL,
@@ -180,19 +183,31 @@ def _optimum(fit: Fit, drawn: dict[str, np.ndarray], count: FlopCount, degrees: 
   many = optimal(fit.law, drawn, count.per_param_token)
   return {"formula": "N = N_coefficient * C^a, D = D_coefficient * C^b",
           **{name: float(value[0]) for name, value in one.items()},
-          "intervals": {name: bootstrap.interval(values, degrees) for name, values in many.items()}}
+          "intervals": {name: None if _is_open(fit) else bootstrap.interval(values, degrees)
+                        for name, values in many.items()}}
+
+
+def _is_open(fit: Fit) -> bool:
+  """Returns whether the runs leave open how the best size and tokens grow, which E has no part in."""
+  return bool(set(fit.left_open()) - {"E"})
 
 
 def _predictions(fit: Fit, thetas: np.ndarray, runs: Runs, count: FlopCount, settings: Settings, degrees: int
                  ) -> list[dict[str, Any]]:
   if not settings.predict:
     return []
-  wanted = [_point(fit, target, count) for target in settings.predict]
+  wanted = [_point(fit, target, count if len(target) == 1 else _own_count(runs.points)) for target in settings.predict]
   size, tokens, flops = (np.array(column) for column in zip(*wanted))
   told = bootstrap.predict(fit, thetas, Points(size, tokens, flops), degrees, settings.seed)
   largest = runs.points.flops.max()
-  return [{"size": float(n) if n else None, "tokens": float(d) if d else None, "flops": float(c),
-           "times_largest_run": float(c / largest), **one} for (n, d, c), one in zip(wanted, told)]
+  rows = [{"size": float(n), "tokens": float(d), "flops": float(c), "times_largest_run": float(c / largest), **one}
+          for (n, d, c), one in zip(wanted, told)]
+  for target, row in zip(settings.predict, rows):
+    if len(target) == 1 and fit.law.optimum is None:
+      row.update(size=None, tokens=None)
+    elif len(target) == 1 and _is_open(fit):  # Of which size, too, is unknown.
+      row.update(interval=None, law_interval=None)
+  return rows
 
 
 def _hold_out(runs: Runs, count: int) -> tuple[Runs, Runs | None]:
@@ -215,7 +230,8 @@ def _held_out(fit: Fit, thetas: np.ndarray, largest: Runs | None, runs: Runs, se
   most = runs.points.flops.max()
   return [{"run": name, "size": float(n), "tokens": float(d), "flops": float(c), "times_largest_run": float(c / most),
            "loss": float(loss), "predicted": one["loss"], "error": float(one["loss"] / loss - 1),
-           "interval": one["interval"], "inside": bool(one["interval"][0] <= loss <= one["interval"][1])}
+           "interval": one["interval"],
+           "inside": bool(one["interval"][0] <= loss <= one["interval"][1]) if one["interval"] else None}
           for name, n, d, c, loss, one in zip(largest.names, largest.points.size, largest.points.tokens,
                                               largest.points.flops, largest.loss, told)]
 
@@ -225,12 +241,18 @@ def _curve(fit: Fit, thetas: np.ndarray, runs: Runs, largest: Runs | None, degre
   points = runs.points
   last = points.flops.max() if largest is None else largest.points.flops.max()
   flops = np.geomspace(points.flops.min(), last, 40)
-  # What the runs themselves say of C = k N D, so that the law is drawn over their own compute.
-  count = FlopCount(float(np.exp(np.mean(np.log(points.flops / (points.size * points.tokens))))))
+  count = _own_count(points)  # So that the law is drawn over the runs' own compute.
   size, tokens, _ = (np.array(column) for column in zip(*[_point(fit, (c,), count) for c in flops]))
   at = Points(size, tokens, flops)
-  low, high = zip(*[bootstrap.interval(np.exp(drawn), degrees) for drawn in fit.log_loss(at, thetas).T])
+  unknown = fit.open_at(at) | (fit.law.optimum is not None and _is_open(fit))
+  low, high = zip(*[(math.nan, math.nan) if hidden else bootstrap.interval(np.exp(drawn), degrees)
+                    for drawn, hidden in zip(fit.log_loss(at, thetas).T, unknown)])
   return {"flops": flops.tolist(), "loss": np.exp(fit.log_loss(at)).tolist(), "low": list(low), "high": list(high)}
+
+
+def _own_count(points: Points) -> FlopCount:
+  """Returns what runs themselves say of C = k N D, where C is a column of its own."""
+  return FlopCount(float(np.exp(np.mean(np.log(points.flops / (points.size * points.tokens))))))
 
 
 def _point(fit: Fit, target: tuple[float, ...], count: FlopCount) -> tuple[float, float, float]:
@@ -240,7 +262,7 @@ def _point(fit: Fit, target: tuple[float, ...], count: FlopCount) -> tuple[float
     return (*target, k * target[0] * target[1])
   flops, = target
   if fit.law.optimum is None:  # The law asks for nothing but compute.
-    return (np.exp(fit.center.size), np.exp(fit.center.tokens), flops)
+    return math.exp(fit.center.size), math.exp(fit.center.tokens), flops
   best = optimal(fit.law, {name: np.array([value]) for name, value in fit.values.items()}, k)
   size = float(best["N_coefficient"][0] * flops ** best["a"][0])
   return size, flops / (k * size), flops

@@ -69,7 +69,8 @@ def predict(fit: Fit, theta_BP: np.ndarray, points: Points, degrees: int, seed: 
     seed: of the draws.
 
   Returns:
-    For each point `loss`, the `interval` of a single run there, and the `law_interval` of the law alone.
+    For each point `loss`, the `interval` of a single run there, and the `law_interval` of the law alone; these are None
+    where laws that fit the runs as well foretell other losses.
   """
   rng = np.random.default_rng(seed)
   noise = fit.residuals * np.sqrt(len(fit.residuals) / max(len(fit.residuals) - len(fit.theta), 1))
@@ -77,6 +78,6 @@ def predict(fit: Fit, theta_BP: np.ndarray, points: Points, degrees: int, seed: 
   repeats = -(-4000 // len(laws))
   runs = np.repeat(laws, repeats, axis=0)
   runs = runs + rng.choice(noise, runs.shape)
-  return [{"loss": float(np.exp(center[i])),
-           "interval": interval(np.exp(runs[:, i]), degrees), "law_interval": interval(np.exp(laws[:, i]), degrees)}
-          for i in range(len(points))]
+  told = lambda drawn, i, unknown: None if unknown else interval(np.exp(drawn[:, i]), degrees)
+  return [{"loss": float(np.exp(center[i])), "interval": told(runs, i, unknown),
+           "law_interval": told(laws, i, unknown)} for i, unknown in enumerate(fit.open_at(points))]

@@ -12,11 +12,13 @@ from etils import epath
 import numpy as np
 
 from lmjax.records import read_lines
+from lmjax.scaling.laws import Points
 from lmjax.scaling.minima import power_law
 from lmjax.scaling.noise import gradient_noise
 from lmjax.scaling.runs import Table
 
 _FEWEST = 3  # Evaluations that make a curve.
+_MOST = 2000  # Steps of one, for smoothing takes the square of their number.
 _WIDTH = 0.15  # Of the smoothing, in log compute: loss falls by power laws.
 _GRID = 60  # Computes at which the envelope is read.
 
@@ -41,16 +43,17 @@ class Curve:
   evaluated: bool
 
 
-def while_training(table: Table, sizes: Sequence[float]) -> tuple[list[Curve], dict[str, Any]]:
+def while_training(table: Table, points: Points) -> tuple[list[Curve], dict[str, Any]]:
   """Returns the curves of a sweep's runs, of one kind, and what `lmjax fit` prints of them and of their gradients.
 
   Args:
     table: of the sweep; that of a file has no curves.
-    sizes: of the runs.
+    points: of the runs, by whose convention compute is counted.
   """
   files = [epath.Path(folder) / "metrics.jsonl" for folder in table.folders]
   lines = [read_lines(file) if file.exists() else [] for file in files]
-  made = [curve(*one) for one in zip(table.names, sizes, lines)]
+  made = [curve(name, points.size[i], rows, points.flops[i] / points.tokens[i])
+          for i, (name, rows) in enumerate(zip(table.names, lines))]
   curves = _alike([one for one in made if one is not None])
   told = {"curve_envelope": curve_envelope(curves), "critical_batch": None}
   if lines:
@@ -66,26 +69,26 @@ def while_training(table: Table, sizes: Sequence[float]) -> tuple[list[Curve], d
   return curves, told
 
 
-def curve(name: str, size: float, lines: Sequence[dict[str, Any]]) -> Curve | None:
+def curve(name: str, size: float, lines: Sequence[dict[str, Any]], flops_per_token: float) -> Curve | None:
   """Returns a run's curve; None where its lines make none.
 
   Args:
     name: of the run.
     size: its parameters.
     lines: of its metrics.jsonl.
+    flops_per_token: by which its compute is counted.
   """
   trained = [line for line in lines if _is_number(line.get("loss")) and line.get("num_tokens") and line.get("step")]
   if len(trained) < _FEWEST:
     return None
-  last = trained[-1]
-  tokens_a_step, flops_a_step = (last[key] / last["step"] for key in ("num_tokens", "train_flops"))
+  tokens_a_step = trained[-1]["num_tokens"] / trained[-1]["step"]
   losses = next((key for line in lines for key in line if key.endswith("/loss")), None)
   evaluations = [line for line in lines if losses and _is_number(line.get(losses))]
   evaluated = len(evaluations) >= _FEWEST
-  rows, key = (evaluations, losses) if evaluated else (trained, "loss")
+  rows, key = (evaluations, losses) if evaluated else (trained[::-(-len(trained) // _MOST)], "loss")
   steps = np.array([row["step"] for row in rows], float)
   loss = np.array([row[key] for row in rows], float)
-  return Curve(name, size, steps * tokens_a_step, steps * flops_a_step,
+  return Curve(name, size, steps * tokens_a_step, steps * tokens_a_step * flops_per_token,
                loss if evaluated else smoothed(np.log(steps), loss), evaluated)
 
 

@@ -21,6 +21,11 @@ _TO_SIGMA = 1.4826  # From a normal distribution's median absolute value to its 
 _LEAST_DELTA = 1e-5  # Losses are written with some five digits; residuals below that are rounding.
 _FIRST_DELTA = 0.03
 _SCREEN_STEPS, _NUM_STARTS = 12, 6
+_STILL = 1e-9  # Length of a column of the Jacobian that moves no loss.
+_SINGULAR = 1e-4  # Of the Jacobian with columns of length 1: a direction that moves no loss.
+_PART = 0.03  # Of a direction: a smaller share of it is rounding.
+_MOVED = 1e-3  # Of how a loss depends on all parameters: less is rounding.
+_FACTORS = {"alpha": "A", "beta": "B", "gamma": "K", "alpha_N": "N_c", "alpha_D": "D_c"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,34 @@ class Fit:
     if theta_BP is None:
       return self.log_loss(points, self.theta[None])[0]
     return self.law.log_loss(theta_BP, self.center.relative(points))[0]
+
+  def left_open(self) -> list[str]:
+    """Returns the parameters, by their names in `values`, of which other values fit the runs as well."""
+    names = list(self.values)
+    found = {name for name, moved in zip(names, (np.abs(self._flat_directions) > _PART).any(axis=0)) if moved}
+    if "alpha" in found and len(names) > len(self.theta):  # One exponent is both.
+      found.add("beta")
+    # What a term is at N = 1 or D = 1 follows by its exponent from what it is among the runs.
+    return [name for name in names if name in found | {_FACTORS[exponent] for exponent in found & set(_FACTORS)}]
+
+  def open_at(self, points: Points) -> np.ndarray:
+    """Returns where laws that fit the runs as well have other losses, [R] booleans: there nothing is foretold."""
+    slopes = self.law.log_loss(self.theta[None], self.center.relative(points))[1][0] / self._lengths
+    moved = np.abs(slopes @ self._flat_directions.T)
+    return (moved > _MOVED * np.linalg.norm(slopes, axis=1, keepdims=True)).any(axis=1)
+
+  @property
+  def _lengths(self) -> np.ndarray:
+    """The columns of the Jacobian, by which parameters are measured; 1 where one moves no loss."""
+    lengths = np.linalg.norm(self.jacobian, axis=0)
+    return np.where(lengths > _STILL, lengths, 1.0)
+
+  @property
+  def _flat_directions(self) -> np.ndarray:
+    """Unit changes of the parameters, in their lengths, that move the loss of no run, [F, P]."""
+    columns = self.jacobian / self._lengths
+    _, sizes, directions = np.linalg.svd(columns, full_matrices=len(columns) < columns.shape[1])
+    return directions[np.append(sizes, np.zeros(len(directions) - len(sizes))) <= _SINGULAR * sizes[0]]
 
 
 def fit_law(law: Law, points: Points, loss: np.ndarray, *, huber_delta: float | None = None) -> Fit:

@@ -266,14 +266,18 @@ def _foretold(told: Mapping[str, Any]) -> Callable[[_Size, float], float]:
   """Returns what a fitted law makes of a size and tokens: a number that is least where the loss is."""
   from lmjax.scaling.counts import PARAM_COLUMNS
   from lmjax.scaling.laws import LAWS
-  form, counted = told.get("form"), told.get("conventions", {}).get("N", "").removeprefix("column ")
+  form, counted = told.get("form"), str(dict(told.get("conventions") or {}).get("N", "")).removeprefix("column ")
   if form not in LAWS or LAWS[form].optimum is None:
     raise UserError(f"The law of --law has the form {form!r}, which does not tell size from tokens; fit one of "
                     f"{', '.join(name for name, law in LAWS.items() if law.optimum)}.")
   if counted not in (PARAM_COLUMNS["total"], PARAM_COLUMNS["non_embedding"]):
     raise UserError(f"The law of --law counts N by {counted or 'what it does not say'!r}, but lmjax isoflop knows "
                     "num_params and num_params_non_embedding; fit it to a sweep's folder.")
-  alpha, beta, size_term, token_term = LAWS[form].optimum(told)
+  try:
+    alpha, beta, size_term, token_term = map(float, LAWS[form].optimum(told))
+  except (KeyError, TypeError, ValueError) as e:
+    raise UserError(f"The law of --law has no numbers for all parameters of its form {form}; give a file of what lmjax "
+                    "fit has printed of runs that tell them.") from e
   return lambda size, tokens: size_term / getattr(size, counted) ** alpha + token_term / tokens ** beta
 
 
@@ -298,8 +302,9 @@ def _check(budgets: Sequence[float], depths: Sequence[int], rules: Rules, total:
     for before, after in zip(values, values[1:]):
       if after <= before:
         raise UserError(f"--{name} has {after:g} after {before:g}; give each once, the smaller first.")
-    if any(not 0 < value < math.inf for value in values):
-      raise UserError(f"--{name} has {min(values):g}, but each must be a finite number above 0.")
+    for value in values:
+      if not 0 < value < math.inf:
+        raise UserError(f"--{name} has {value:g}, but each must be a finite number above 0.")
   for name, known in (("batch", BATCHES), ("rate", RATES)):
     if (value := getattr(rules, name)) is not None and value not in known:
       raise UserError(f"--{name} is {value!r}, which is no rule{nearest(value, known)}")

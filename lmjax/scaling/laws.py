@@ -176,10 +176,12 @@ def _kaplan_starts(loss):
 
 
 def _bounds(num_floors: int, num_free: int, num_exponents: int) -> Callable:
-  """Returns bounds of a floor, which lies below every loss but for noise, of free terms, and of exponents."""
+  """Returns bounds of a floor, of free terms, and of exponents.
+
+  A floor lies below every loss but for noise and outliers, of which one that is far too low must not bound it.
+  """
   def bounds(loss):
-    lowest = np.log(loss.min())
-    return np.array([(lowest - 12, lowest + 0.1)] * num_floors + [(-np.inf, np.inf)] * num_free
+    return np.array([(np.log(loss.min()) - 12, np.log(np.median(loss)))] * num_floors + [(-np.inf, np.inf)] * num_free
                     + [_EXPONENTS] * num_exponents)
   return bounds
 

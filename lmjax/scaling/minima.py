@@ -54,6 +54,13 @@ def groups(values: np.ndarray) -> np.ndarray:
   return found
 
 
+def parabolas(at: np.ndarray, varied: np.ndarray) -> list[np.ndarray]:
+  """Returns the rows of each group of equal `at` with three different values of `varied` or more, as booleans."""
+  group = groups(at)
+  each = [group == i for i in range(group.max() + 1)]
+  return [rows for rows in each if groups(varied[rows]).max() > 1]
+
+
 def find_minima(at: np.ndarray, varied: np.ndarray, loss: np.ndarray) -> tuple[list[Minimum], int]:
   """Fits a parabola in log `varied` to each group of equal `at`.
 
@@ -67,12 +74,8 @@ def find_minima(at: np.ndarray, varied: np.ndarray, loss: np.ndarray) -> tuple[l
   Returns:
     The minima of groups with at least three different values, and the degrees of freedom of the noise.
   """
-  group = groups(at)
   fitted, squares, degrees = [], 0.0, 0
-  for i in range(group.max() + 1):
-    rows = group == i
-    if len(np.unique(varied[rows])) < 3:
-      continue
+  for rows in parabolas(at, varied):
     middle = np.log(varied[rows]).mean()
     x = np.log(varied[rows]) - middle
     design = np.stack([np.ones_like(x), x, x ** 2], axis=1)

@@ -12,13 +12,14 @@ import numpy as np
 
 from lmjax.config_checks import UserError
 from lmjax.scaling.curves import Curve
-from lmjax.scaling.minima import groups
+from lmjax.scaling.minima import parabolas
 
 _LAW, _RUN, _HELD_OUT = "#d6604d", "#2166ac", "#1b7837"
 # matplotlib's style, and as many colours and markers as keep twenty lines apart.
 _STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
           "axes.axisbelow": True, "font.size": 9}
 _MARKERS = "os^Dv<>Pp*"
+_NAMED = 8  # Colours that a legend has room for.
 
 
 def loss_against_compute(axes: Any, flops: np.ndarray, loss: np.ndarray, *, law: Mapping[str, Sequence] | None = None,
@@ -41,17 +42,17 @@ def loss_against_compute(axes: Any, flops: np.ndarray, loss: np.ndarray, *, law:
     axes.plot(law["flops"], law["loss"], color=_LAW, linewidth=1.6, label="law at the best size")
     axes.fill_between(law["flops"], law["low"], law["high"], color=_LAW, alpha=0.15, linewidth=0)
   for i, row in enumerate(held_out):
-    low, high = row["interval"]
+    low, high = row["interval"] or [row["predicted"]] * 2
     axes.errorbar([row["flops"]], [row["predicted"]], [[row["predicted"] - low], [high - row["predicted"]]],
                   fmt="_", color=_LAW, capsize=4, markersize=10, label="foretold, 95%" if not i else None)
     axes.plot([row["flops"]], [row["loss"]], "*", color=_HELD_OUT, markersize=10,
               label="held out" if not i else None)
-  _log_log(axes, "training FLOPs", "loss")
   # The ends of runs are what it is about: curves begin far above and far to the left of them.
   ends = lambda name, own: np.array([*own, *(row[name] for row in held_out)])
-  bounds = [loss.min(), *(np.min(row["interval"]) for row in held_out)]
+  bounds = [loss.min(), *(min([row["loss"], row["predicted"], *(row["interval"] or [])]) for row in held_out)]
   axes.set_xlim(0.5 * flops.min(), 1.5 * ends("flops", flops).max())
   axes.set_ylim(0.97 * min(bounds), 1.05 * ends("loss", loss).max())
+  _log_log(axes, "training FLOPs", "loss")
   axes.legend(frameon=False)
 
 
@@ -61,22 +62,24 @@ def isoflop(axes: Any, flops: np.ndarray, varied: np.ndarray, loss: np.ndarray,
 
   Args:
     axes: to draw on.
-    flops: of the runs; those within 10% share a colour and a parabola.
+    flops: of the runs; those within 10% share a colour and a parabola, and where they have not three different values
+      of what was varied, they are left out.
     varied: of the runs, such as their sizes.
     loss: of the runs.
     minima: rows with `what` and `loss`, the lowest points; a None among them is left out.
     what: was varied.
   """
   import matplotlib
-  group = groups(flops)
-  colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, group.max() + 1))
-  for i, color in enumerate(colors):
-    rows = group == i
+  each = parabolas(flops, varied)
+  colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(each)))
+  for i, (rows, color) in enumerate(zip(each, colors)):
     x, y = np.log(varied[rows]), loss[rows]
-    axes.plot(varied[rows], y, "o", color=color, markersize=4, label=f"{np.exp(np.log(flops[rows]).mean()):.1e}")
-    if len(np.unique(x)) > 2:
-      fine = np.linspace(x.min(), x.max(), 50)
-      axes.plot(np.exp(fine), np.polyval(np.polyfit(x - x.mean(), y, 2), fine - x.mean()), color=color, linewidth=1.2)
+    named = i % -(-len(each) // _NAMED) == 0
+    axes.plot(varied[rows], y, "o", color=color, markersize=4,
+              label=f"{np.exp(np.log(flops[rows]).mean()):.1e}" if named else None)
+    fine, fitted = np.linspace(x.min(), x.max(), 50), np.polyfit(x - x.mean(), y, 2)
+    if fitted[0] > 0:
+      axes.plot(np.exp(fine), np.polyval(fitted, fine - x.mean()), color=color, linewidth=1.2)
   known = [row for row in minima if row[what] is not None]
   axes.plot([row[what] for row in known], [row["loss"] for row in known], "x--", color=_LAW, linewidth=1.0,
             markersize=7)
@@ -101,8 +104,7 @@ def residuals(axes: Any, flops: np.ndarray, residual: np.ndarray, noise: float,
   if held_out:
     axes.plot([row["flops"] for row in held_out],
               [100 * np.log(row["loss"] / row["predicted"]) for row in held_out], "*", color=_HELD_OUT, markersize=10)
-  axes.set_xscale("log")
-  axes.set_xlabel("training FLOPs")
+  _log_x(axes, "training FLOPs")
   axes.set_ylabel("loss above the law, %")
   axes.legend(frameon=False)
 
@@ -187,13 +189,23 @@ def transfer(panels: Sequence[tuple[str, str, Mapping[int, tuple[Sequence[float]
 
 def _log_log(axes: Any, x: str, y: str) -> None:
   from matplotlib import ticker
-  axes.set_xscale("log")
+  _log_x(axes, x)
   axes.set_yscale("log")
   axes.yaxis.set_major_locator(ticker.LogLocator(subs=np.arange(1, 10, 0.5)))
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
   axes.yaxis.set_minor_locator(ticker.NullLocator())
-  axes.set_xlabel(x)
   axes.set_ylabel(y)
+
+
+def _log_x(axes: Any, x: str) -> None:
+  """Makes the axis logarithmic, once all is drawn, with as many numbers as fit side by side."""
+  from matplotlib import ticker
+  axes.set_xscale("log")
+  low, high = axes.get_xlim()
+  axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+  axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
+  axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+  axes.set_xlabel(x)
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], share: bool = True) -> tuple[Any, Any]:

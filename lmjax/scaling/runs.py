@@ -142,10 +142,17 @@ def select(table: Table, columns: Columns, per_param_token: float = 6.0, attenti
       *(table.numbers(name, "attention") for name in ATTENTION_COLUMNS)) if attention else 0.0)
   flops = None if columns.flops is None else table.numbers(columns.flops, "flops")
   tokens = count.tokens(size, flops) if columns.tokens is None else table.numbers(columns.tokens, "tokens")
-  run = np.arange(len(size))
+  points = Points(size, tokens, count.flops(size, tokens) if flops is None else flops)
   if columns.run is not None:
     _, run = np.unique(table.text(columns.run, "run"), return_inverse=True)
-  points = Points(size, tokens, count.flops(size, tokens) if flops is None else flops)
+    return Runs(table.names, run, points, loss, table), count
+  # A copy of a run tells nothing new.
+  _, run = np.unique(np.stack([*dataclasses.astuple(points), loss], axis=1), axis=0, return_inverse=True)
+  if copies := len(run) - run.max() - 1:
+    table = dataclasses.replace(table, notes=[*table.notes, f"{copies} of {len(run)} runs are copies of others, in "
+                                              "compute and loss too, and count as one run with these."])
+  _, first = np.unique(run, return_index=True)
+  run = np.argsort(np.argsort(first))[run]  # Numbered as they come.
   return Runs(table.names, run, points, loss, table), count
 
 
@@ -176,11 +183,16 @@ def _read_csv(path: pathlib.Path) -> Table:
   if len(rows) < 2:
     raise UserError(f"{path} holds no runs; give a CSV file with a line of column names and a line for each run.")
   header = [name.strip() for name in rows[0][1]]
+  for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+    if len(header) == 1 and separator in header[0]:
+      raise UserError(f"{path} has {name} between its cells; give a file with commas between, and points in numbers.")
+  while header and not header[-1]:  # Spreadsheets fill up rows.
+    header.pop()
   if len(set(header)) < len(header):
     twice = next(name for name in header if header.count(name) > 1)
     raise UserError(f"{path} has the column {twice!r} more than once; give each its own name.")
   for line, row in rows[1:]:
-    if len(row) != len(header):
+    if len(row) < len(header) or any(cell.strip() for cell in row[len(header):]):
       raise UserError(f"{path}, line {line}, has {len(row)} cells for {len(header)} columns; give each column one.")
   lines = [f"line {line}" for line, _ in rows[1:]]
   columns = {name: [row[i].strip() for _, row in rows[1:]] for i, name in enumerate(header)}

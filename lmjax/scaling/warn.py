@@ -11,7 +11,7 @@ _LINE = 0.15  # Spread of log D about a power of N below which the two move as o
 _WIDE = 3.0  # An interval whose ends are this factor apart says little of a floor or an exponent.
 _NO_FLOOR = 0.01  # Of the lowest loss: an E below that is none.
 _FEW = 5  # Degrees of freedom below which intervals are rough.
-_SINGULAR = 1e-4  # Of the Jacobian with columns of length 1: a direction that moves no loss.
+_APART = 0.05  # Of log loss, between runs of one size and length: seeds differ by less.
 _SINGLE_TERMS = {"alpha": ("size", "sizes"), "beta": ("tokens", "numbers of tokens")}
 
 
@@ -38,12 +38,12 @@ def identifiability(fit: Fit, points: Points, loss: np.ndarray, num_runs: int,
     said.append("The interval of E includes 0: these runs do not reach far enough to tell a floor from a slow power "
                 "law; add larger runs.")
   for name in ("E", "alpha", "beta", "gamma", "alpha_N", "alpha_D"):
-    low, high = intervals.get(name, (1.0, 1.0))
+    low, high = intervals.get(name) or (1.0, 1.0)
     if high > _WIDE * low and not (name == "E" and low < _NO_FLOOR * loss.min()):
       said.append(f"The data do not identify {name}: its interval reaches from {low:.3g} to {high:.3g}.")
-  if weak := _flat_direction(fit):
-    said.append(f"Some change of {' and '.join(weak)} together leaves the fit as it is, so none of them can be trusted "
-                "alone; add runs that tell them apart.")
+  if weak := fit.left_open():
+    said.append(f"Other values of {', '.join(weak)} fit these runs as well, so these have no interval, nor has what "
+                "follows from them; add runs that tell them apart.")
   return said
 
 
@@ -64,14 +64,20 @@ def design(points: Points) -> list[str]:
   return said
 
 
-def _flat_direction(fit: Fit) -> list[str]:
-  """Returns the parameters of a combination that moves no loss, or []."""
-  length = np.linalg.norm(fit.jacobian, axis=0)
-  names = list(fit.values)
-  if (length < 1e-9).any():
-    return [names[i] for i in np.flatnonzero(length < 1e-9)] if len(names) == len(length) else names
-  _, sizes, directions = np.linalg.svd(fit.jacobian / length, full_matrices=False)
-  if sizes[-1] > _SINGULAR * sizes[0]:
+def settings(points: Points, loss: np.ndarray, names: Sequence[str]) -> list[str]:
+  """Returns a sentence where runs of the same size and tokens differ by what no seed does, as bad settings would.
+
+  Args:
+    points: of the rows.
+    loss: of the rows.
+    names: of the rows.
+  """
+  places: dict[tuple, list[int]] = {}
+  for i, place in enumerate(zip(np.round(np.log(points.size), 2), np.round(np.log(points.tokens), 2))):
+    places.setdefault(place, []).append(i)
+  ends = [(min(rows, key=lambda i: loss[i]), max(rows, key=lambda i: loss[i])) for rows in places.values()]
+  low, high = max(ends, key=lambda pair: loss[pair[1]] / loss[pair[0]])
+  if np.log(loss[high] / loss[low]) < _APART:
     return []
-  strong = np.abs(directions[-1]) > 0.3
-  return [name for name, on in zip(names, strong) if on] if len(names) == len(strong) else names
+  return [f"Runs of the same size and tokens differ by up to {loss[high] / loss[low] - 1:.0%} in loss ({names[low]} "
+          f"and {names[high]}), and all are fitted; where their settings differ, keep the best of each."]

@@ -44,3 +44,12 @@ def test_a_width_that_heads_do_not_divide(run_wrong, debug, tmp_path):
                               f"--config.data.source={tmp_path / 'text.txt'}")
   assert status == 2 and "Width 72 would give config.model.num_heads = 4.5" in line
   assert not (tmp_path / "check").exists()
+
+
+def test_a_model_that_training_breaks_is_told(run_wrong, debug, tmp_path):
+  (tmp_path / "text.txt").write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(2000)))
+  status, _, line = run_wrong(
+      "coordcheck", debug, f"--workdir={tmp_path / 'check'}", f"--config.data.source={tmp_path / 'text.txt'}",
+      "--config.data.seq_len=32", "--widths=32,64", "--steps=2", "--seeds=1", "--config.optim.learning_rate=1e30", *MUP)
+  assert status == 2 and "of width 32 under mup are not finite at config.optim.learning_rate = 1e+30" in line
+  assert not (tmp_path / "check" / "coordcheck.json").exists()

@@ -144,6 +144,7 @@ def test_it_starts_without_jax(file, lmjax_command):
     (["{file}", "--best=rate", "--plot=fit.png"], r"--plot is about a law of loss"),
     (["{file}", "--size=params", "--tokens=toks", "--loss=final", "--plot=nowhere/fit.png"], r"The picture "
      r"nowhere/fit\.png cannot be written"),
+    (["{file}", "--plot=fit"], r"The picture fit cannot be written; give --plot a file that ends in \.png"),
     (["{file}", "--predict=1e9,x"], r"--predict has '1e9,x', but it must be N,D"),
     (["{file}", "--predict=1,2,3"], r"--predict has '1,2,3'"),
     (["{file}", "--best=rate", "--predict=1e20"], r"--predict is about a law of loss"),

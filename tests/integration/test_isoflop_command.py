@@ -48,11 +48,15 @@ def test_the_table_adds_up(capsys):
 def test_what_goes_beyond_the_total_is_named(capsys):
   lines = isoflop(capsys, "--budgets=1e11,2e11", "--depths=2,3", "--total=3e11")
   assert lines[-1] == "Beyond --total=3e+11 and left out: 2e+11." and lines[-2].startswith("2 runs, ")
+  lines = isoflop(capsys, "--depths=1,2,8", "--total=3e11")
+  assert lines[-1].startswith("Beyond --total=3e+11 and left out: ") and lines[-1].endswith(" 8.")
 
 
 @pytest.mark.parametrize("argv, message", [
     ([], r"lmjax isoflop needs --budgets"),
     (["--budgets=1e11,x"], r"--budgets is '1e11,x', but it must be numbers with commas between, such as 1e18,3e18"),
+    (["--budgets=1e11,inf"], r"--budgets has inf, but each must be a finite number above 0"),
+    (["--budgets=1e11", "--law={law}"], r"The law of --law has no numbers for all parameters of its form chinchilla"),
     (["--depths=2,2.5"], r"--depths is '2,2\.5', but it must be numbers with commas between, such as 4,6,8"),
     (["--budgets=1e11", "--law=nowhere.json"], r"--law=nowhere\.json cannot be read \(No such file or directory\)"),
     (["--budgets=1e11", "--tokens_per_epoch=0"], r"--tokens_per_epoch is 0, but it must be above 0"),
@@ -60,5 +64,8 @@ def test_what_goes_beyond_the_total_is_named(capsys):
 ])
 def test_a_wrong_request(run_wrong, tmp_path, monkeypatch, argv, message):
   monkeypatch.chdir(tmp_path)
-  status, _, line = run_wrong("isoflop", f"--config={SWEEP}", *argv)
+  law = tmp_path / "law.json"
+  law.write_text(json.dumps({"form": "chinchilla", "conventions": {"N": "column num_params"}, "E": 1.7, "A": None,
+                             "B": 410.0, "alpha": 0.34, "beta": 0.28}))
+  status, _, line = run_wrong("isoflop", f"--config={SWEEP}", *(argument.format(law=law) for argument in argv))
   assert status == 2 and re.search(message, line), line

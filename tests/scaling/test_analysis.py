@@ -65,7 +65,53 @@ def test_one_size_tells_no_exponent_of_it(known):
   points = Points(np.full(10, 1e8), tokens, 6e8 * tokens)
   told = analyse(points, known.noisy_loss(points, 0.003, 0))
   assert any("fewer than 3 different sizes, so the exponent of size cannot" in warning for warning in told["warnings"])
-  assert any("leaves the fit as it is" in warning for warning in told["warnings"])
+  assert any("Other values of E, A, alpha fit these runs as well" in warning for warning in told["warnings"])
+
+
+def test_what_other_values_fit_as_well_has_no_interval(known):
+  """Of two sizes E, A and alpha are one number too many, so that what they give elsewhere is not known either."""
+  sizes, tokens = (x.ravel() for x in np.meshgrid([1e8, 1e9], np.geomspace(1e9, 1e12, 8)))
+  points = Points(sizes, tokens, 6 * sizes * tokens)
+  among, beyond = (1e9, 1e13), (1e10, 1e11)
+  told = analyse(points, known.noisy_loss(points, 0.003, 0), predict=(among, beyond, (1e22,)), curve=True)
+  open_ones = {name for name, interval in told["intervals"].items() if interval is None}
+  assert open_ones == {"E", "A", "alpha"} and told["intervals"]["beta"][0] < 0.28 < told["intervals"]["beta"][1]
+  assert set(told["compute_optimal"]["intervals"].values()) == {None} and np.isnan(told["curve"]["low"]).all()
+  inside, outside, at_best = told["predictions"]
+  truth = known.true_loss(Points(*(np.array([value]) for value in (*among, 6e22))))[0]
+  assert inside["interval"][0] < truth < inside["interval"][1]
+  assert outside["interval"] is outside["law_interval"] is at_best["interval"] is None
+  told = analyse(points, known.noisy_loss(points, 0.003, 0), form="shared")  # Here the tokens tell the exponent.
+  assert [name for name, interval in told["intervals"].items() if interval is None] == []
+
+
+def test_a_loss_far_too_low_does_not_hold_the_floor_down(known):
+  points = known.grid()
+  loss = known.noisy_loss(points, 0.003, 0)
+  clean = analyse(points, loss)
+  loss[7] *= 0.4
+  told = analyse(points, loss)
+  assert told["outliers"] == ["run 7"] and told["E"] == pytest.approx(clean["E"], rel=0.02)
+
+
+def test_bad_settings_among_the_runs_are_told(known):
+  points = known.grid()
+  loss = known.noisy_loss(points, 0.003, 0)
+  twice = Points(*(np.append(values, values[7]) for values in (points.size, points.tokens, points.flops)))
+  told, fine = (analyse(twice, np.append(loss, loss[7] * factor)) for factor in (1.2, 1.01))
+  said = "differ by up to 20% in loss (run 7 and run 36)"
+  assert any(said in warning for warning in told["warnings"])
+  assert not any("differ by" in warning for warning in fine["warnings"])
+
+
+def test_compute_alone_foretells_no_size(known):
+  points = known.grid()
+  own = Points(points.size, points.tokens, 1.4 * points.flops)  # Counted otherwise than 6 N D.
+  loss = 2.0 + 1e3 * own.flops ** -0.2
+  told = analyse(own, loss, form="compute", predict=((1e22,), (1e9, 1e11)))
+  compute, both = told["predictions"]
+  assert compute["size"] is compute["tokens"] is None and compute["loss"] == pytest.approx(2.0 + 1e3 * 1e22 ** -0.2)
+  assert both["loss"] == pytest.approx(2.0 + 1e3 * (1.4 * 6e20) ** -0.2)
 
 
 def test_a_short_range_does_not_reach_the_floor(known):

@@ -7,11 +7,13 @@ import pytest
 
 from lmjax.config_checks import UserError
 from lmjax.scaling import curves
+from lmjax.scaling.laws import Points
 from lmjax.scaling.noise import gradient_noise
 from lmjax.scaling.runs import read_table
 
 E, A, ALPHA, B, BETA = 0.0, 40.0, 0.3, 60.0, 0.3
 SIZES, LENGTHS = (1e4, 4e4, 1.6e5, 6.4e5), (4e6, 1e7, 3e7, 6e7)
+POINTS = Points(np.array(SIZES), np.array(LENGTHS), 12 * np.array(SIZES) * np.array(LENGTHS))
 
 
 def law(n, d):
@@ -33,19 +35,19 @@ def lines_of(size, length, rng, evaluate=True, **more):
 
 def test_a_curve_is_of_evaluations_or_of_smoothed_training_loss():
   lines = lines_of(1e5, 1e7, np.random.default_rng(0))
-  one = curves.curve("run", 1e5, lines)
+  one = curves.curve("run", 1e5, lines, 6e5)
   assert one.evaluated and len(one.loss) == 20 and one.flops[-1] == pytest.approx(6 * 1e5 * 1e7)
   np.testing.assert_allclose(one.loss, law(1e5, one.tokens))
-  smooth = curves.curve("run", 1e5, [line for line in lines if "loss" in line])
+  smooth = curves.curve("run", 1e5, [line for line in lines if "loss" in line], 6e5)
   assert not smooth.evaluated and len(smooth.loss) == 200
   late = smooth.tokens > 1e6
   np.testing.assert_allclose(smooth.loss[late], law(1e5, smooth.tokens[late]), rtol=0.012)  # Lines are off by 2%.
-  assert curves.curve("run", 1e5, lines[:2]) is None
+  assert curves.curve("run", 1e5, lines[:2], 6e5) is None
 
 
 def test_the_envelope_of_curves_has_the_exponents_of_the_law():
   rng = np.random.default_rng(0)
-  made = [curves.curve(f"{n:g}", n, lines_of(n, d, rng)) for n, d in zip(SIZES, LENGTHS)]
+  made = [curves.curve(f"{n:g}", n, lines_of(n, d, rng), 6 * n) for n, d in zip(SIZES, LENGTHS)]
   told = curves.curve_envelope(made)
   # With alpha = beta the best size and tokens grow as the root of compute and the loss falls as C^(-alpha / 2).
   assert told["loss"]["exponent"] == pytest.approx(-ALPHA / 2, abs=0.01)
@@ -57,7 +59,7 @@ def test_the_envelope_of_curves_has_the_exponents_of_the_law():
 
 def test_where_some_runs_are_evaluated_the_others_are_left_out():
   rng = np.random.default_rng(0)
-  made = [curves.curve(f"{n:g}", n, lines_of(n, d, rng, evaluate=n > 2e4)) for n, d in zip(SIZES, LENGTHS)]
+  made = [curves.curve(f"{n:g}", n, lines_of(n, d, rng, evaluate=n > 2e4), 6 * n) for n, d in zip(SIZES, LENGTHS)]
   assert "10000" not in curves.curve_envelope(made)["runs"]
 
 
@@ -95,8 +97,10 @@ def sweep(tmp_path):
 
 def test_a_sweep_tells_its_critical_batch_sizes(sweep):
   table = read_table(str(sweep))
-  drawn, told = curves.while_training(table, table.numbers("num_params", "size"))
+  drawn, told = curves.while_training(table, POINTS)
   assert [one.name for one in drawn] == ["run0", "run1", "run2", "run3"] and told["curve_envelope"]
+  # They end at the compute of their runs, by whichever convention that is counted.
+  np.testing.assert_allclose([one.flops[-1] for one in drawn], POINTS.flops)
   rows = told["critical_batch"]["runs"]
   assert [row["steps"] for row in rows] == [100] * 4
   for i, row in enumerate(rows):  # tr(Sigma) / |G|^2 sequences of 100 tokens.
@@ -107,11 +111,11 @@ def test_a_sweep_tells_its_critical_batch_sizes(sweep):
 def test_a_sweep_without_norms_has_no_critical_batch(sweep):
   for path in sweep.glob("*/metrics.jsonl"):
     path.unlink()
-  drawn, told = curves.while_training(read_table(str(sweep)), SIZES)
+  drawn, told = curves.while_training(read_table(str(sweep)), POINTS)
   assert (drawn, told) == ([], {"curve_envelope": None, "critical_batch": None})
 
 
 def test_a_damaged_line_is_told(sweep):
   (sweep / "run1" / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 2}\n')
   with pytest.raises(UserError, match=r"run1/metrics\.jsonl, line 2, is not a JSON object"):
-    curves.while_training(read_table(str(sweep)), SIZES)
+    curves.while_training(read_table(str(sweep)), POINTS)

@@ -49,6 +49,25 @@ def test_panels_have_axes_of_their_own(known):
   assert residuals.get_yscale() == "linear" and low < 0 < high
 
 
+def test_many_budgets_and_lone_runs_leave_room(known):
+  """Lone runs have no parabola and no name, and of many budgets a legend names some."""
+  axes = Figure().subplots()
+  budgets = np.geomspace(1e18, 1e21, 20)
+  flops = np.append(np.repeat(budgets, 4), 1.2 * budgets)
+  size = np.append(np.tile([1e7, 1.01e7, 3e7, 1e8], 20), np.full(20, 1e7))
+  plots.isoflop(axes, flops, size, np.log(size / 3e7) ** 2 + 3)
+  names = [text.get_text() for text in axes.get_legend().get_texts()]
+  dots = [len(line.get_xdata()) for line in axes.get_lines() if line.get_marker() == "o"]
+  assert 5 <= len(names) <= 8 and dots == [4] * 20
+
+
+def test_numbers_stand_along_a_short_axis():
+  axes = Figure().subplots()
+  plots.residuals(axes, np.array([2e20, 4e20, 8e20]), np.array([0.01, -0.01, 0.0]), 0.01)
+  ticks = [axes.xaxis.get_major_formatter()(value, 0) for value in axes.get_xticks()]
+  assert {"2e20", "5e20"} <= set(ticks) and not axes.xaxis.get_minor_formatter()(3e20, 0)
+
+
 def test_the_law_drawn_is_the_least_loss_of_a_compute(known):
   _, told = told_of(known)
   size = np.geomspace(1e6, 1e10, 400)

@@ -69,10 +69,21 @@ def test_a_file(tmp_path):
   assert kept.names == ["line 5"] and kept.num_runs == 1 and kept.loss == [3.0]
 
 
+def test_copies_count_as_one_run(tmp_path):
+  path = tmp_path / "runs.csv"
+  path.write_text("n,d,loss,,\n2,2,3,,\n1,2,3,,\n2,2,3,,\n2,2,2.9,,\n")  # Filled up by a spreadsheet.
+  found, _ = runs.select(runs.read_table(str(path)), Columns("n", "loss", "d"))
+  np.testing.assert_array_equal(found.run, [0, 1, 0, 2])
+  assert found.num_runs == 3 and any("1 of 4 runs are copies" in note for note in found.table.notes)
+
+
 @pytest.mark.parametrize("text, message", [
     ("", r"holds no runs; give a CSV file with a line of column names"),
     ("n,d,loss\n", r"holds no runs"),
     ("n,d,loss\n1,2\n", r"line 2, has 2 cells for 3 columns"),
+    ("n,d,loss\n1,2,3,4\n", r"line 2, has 4 cells for 3 columns"),
+    ("n;d;loss\n1,5;2;3\n", r"has semicolons between its cells; give a file with commas"),
+    ("n\td\tloss\n1\t2\t3\n", r"has tabs between its cells"),
     ("n,n,loss\n1,2,3\n", r"has the column 'n' more than once"),
     ("n,d,l\n1,2,3\n", r"has no column 'loss' for --loss; its columns are n, d, l\."),
     ("n,d,loss\n1,2,3\n1,2,three\n", r"line 3, column 'loss', is 'three', which is not a number; --loss"),
