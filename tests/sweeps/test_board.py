@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from lmjax.config_checks import Refused, UserError
-from lmjax.sweeps import Sweep, chain, conditional, grid, log_uniform, product, values
+from lmjax.sweeps import Sweep, chain, conditional, grid, integer, log_uniform, product, uniform, values
 from lmjax.sweeps import board as board_lib
 from lmjax.sweeps.board import Board
 from lmjax.sweeps.driver import divide_devices, table
@@ -105,6 +105,18 @@ def test_a_conditional_space_is_searched(begin):
   names = [settings["optim.name"] for settings in run.seen]
   assert set(names) == {"adamw", "muon"} and names[8:].count("muon") > 8
   assert board.best_first()[0].settings["optim.name"] == "muon"
+
+
+@pytest.mark.parametrize("driver", ["random", "sobol", "halton", "tpe"])
+@pytest.mark.parametrize("field, off, of", [
+    ("optim.clip_norm", None, uniform), ("model.dropout", 0.0, log_uniform), ("model.num_experts", 0, integer)])
+def test_a_setting_may_be_off_or_in_a_range(begin, driver, field, off, of):
+  low, high = (2, 8) if of is integer else (0.1, 0.9)
+  board, run = begin(chain(values(field, [off]), of(field, low, high)), driver=driver, num_trials=12), always(
+      lambda settings: float(settings[field] or 0))
+  assert work(board, run)
+  drawn = [settings[field] for settings in run.seen]
+  assert drawn.count(off) == 1 < len(drawn) and all(low <= value <= high for value in drawn if value != off)
 
 
 def test_the_largest_may_be_the_best(begin):
