@@ -195,7 +195,11 @@ def points(space: Space) -> list[Settings]:
 
 def distinct(found: Sequence[Settings]) -> list[Settings]:
   """Returns the settings without those that were there before."""
-  return [point for i, point in enumerate(found) if point not in found[:i]]
+  kept: list[Settings] = []
+  for point in found:
+    if point not in kept:
+      kept.append(point)
+  return kept
 
 
 def as_flags(settings: Settings) -> list[str]:

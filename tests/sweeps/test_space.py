@@ -114,6 +114,18 @@ def test_a_longer_sweep_begins_with_a_shorter_one(driver):
   assert of(11)[:6] == of(6) and len(of(11)) == 11 and of(6) != of(6, seed=1)
 
 
+@pytest.mark.parametrize("driver", ["random", "sobol", "halton"])
+def test_of_a_list_as_many_are_drawn_as_asked_for(driver):
+  space = grid({RATE: [0.1 * 2 ** i for i in range(8)], "seed": [0, 1, 2]})
+  of = lambda count: planned_settings(resolve(Sweep(space, driver=driver, num_trials=count)))
+  whole = of(24)
+  assert sorted(map(str, whole)) == sorted(map(str, points(space)))
+  assert of(8) == whole[:8] and of(16) == whole[:16]
+  # Of those that are too many there are none.
+  assert of(100) == whole and resolve(Sweep(space, driver=driver, num_trials=100)).num_trials == 24
+  assert len(planned_settings(resolve(Sweep(integer(DEPTH, 1, 3), driver=driver, num_trials=5)))) == 3
+
+
 @pytest.mark.parametrize("driver", ["sobol", "halton"])
 def test_quasi_random_draws_fill_the_space_evenly(driver):
   space = product(uniform("model.dropout", 0, 1), uniform("optim.weight_decay", 0, 1))
