@@ -5,7 +5,19 @@ from typing import Any, Iterable, Mapping, Sequence
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lmjax.sweeps.space import Chooser, Conditional, Path, Range, Settings, Space, Values, Zipped, dimensions, points
+from lmjax.sweeps.space import (
+  Chooser,
+  Conditional,
+  Path,
+  Range,
+  Settings,
+  Space,
+  Values,
+  Zipped,
+  dimensions,
+  is_number,
+  points,
+)
 
 
 def by_field(space: Space, settings: Settings) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
@@ -24,8 +36,8 @@ def by_field(space: Space, settings: Settings) -> tuple[dict[str, Any], dict[str
   params, distributions = {}, {}
   for field, value in settings.items():
     if field in ranges:
-      if _is_number(value):
-        distributions[field], params[field] = _around(ranges[field], filter(_is_number, options.get(field, []))), value
+      if is_number(value):
+        distributions[field], params[field] = _around(ranges[field], filter(is_number, options.get(field, []))), value
     else:
       distributions[field] = CategoricalDistribution(list(dict.fromkeys(map(_label, options[field]))))
       params[field] = _label(value)
@@ -83,10 +95,6 @@ def _around(ranges: Sequence[Range], options: Iterable[float]) -> FloatDistribut
   return kind(min(ends), max(ends), log=min(ends) > 0 and all(one.log for one in ranges))
 
 
-def _is_number(value: Any) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _options(piece: Space) -> list[tuple[str, Any]]:
   """Returns (setting, value) of a choice among some."""
   if isinstance(piece, Values):
@@ -98,7 +106,7 @@ def _options(piece: Space) -> list[tuple[str, Any]]:
 
 def _of_options(options: Sequence[Any]) -> CategoricalDistribution | IntDistribution:
   """Returns what a choice is drawn from: of growing numbers the place, for near ones are alike, and else a word."""
-  if all(map(_is_number, options)) and len(options) > 2 and not isinstance(options, range) and list(options) in (
+  if all(map(is_number, options)) and len(options) > 2 and not isinstance(options, range) and list(options) in (
       sorted(options), sorted(options, reverse=True)):
     return IntDistribution(0, len(options) - 1)
   return CategoricalDistribution([_label(option) for option in options])

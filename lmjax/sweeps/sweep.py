@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from lmjax.config_checks import UserError, nearest
-from lmjax.sweeps.space import Cube, Settings, Space, dimensions, distinct, draw, is_list, points
+from lmjax.sweeps.space import Cube, Settings, Space, check_space, dimensions, distinct, draw, is_list, points
 
 # Those whose trials are known before the first is run; the others choose by what has been seen.
 PLANNED = ("grid", "random", "sobol", "halton")
@@ -48,6 +48,7 @@ def resolve(sweep: Sweep) -> Sweep:
   Raises:
     UserError: for a value that is not one of those it may have, and a driver that does not go with the space.
   """
+  check_space(sweep.space, "The sweep's space")
   sweep = dataclasses.replace(sweep, driver=sweep.driver or ("grid" if is_list(sweep.space) else "sobol"))
   for name, known in (("driver", DRIVERS), ("pruner", PRUNERS), ("mode", MODES)):
     value = getattr(sweep, name)
