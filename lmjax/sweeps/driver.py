@@ -124,19 +124,22 @@ def words(row: Row) -> str:
   return " ".join(flag.removeprefix("--config.") for flag in as_flags(row.settings))
 
 
-def divide_devices(count: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
+def divide_devices(count: int, environment: Mapping[str, str],
+                   dev: pathlib.Path = pathlib.Path("/dev")) -> list[dict[str, str]]:
   """Returns for each of some workers on a machine the environment that gives it its own GPUs.
 
   Args:
     count: of workers.
     environment: of the driver, whose CUDA_VISIBLE_DEVICES counts, else all that there are.
+    dev: folder of the machine's devices.
 
   Raises:
     UserError: where there are fewer GPUs than workers.
   """
   visible = environment.get("CUDA_VISIBLE_DEVICES")
   if visible is None:
-    visible = ",".join(path.name.removeprefix("nvidia") for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+    # CUDA numbers those that there are from 0, whatever they are called: a container may have nvidia2 and nvidia3.
+    visible = ",".join(map(str, range(len(list(dev.glob("nvidia[0-9]*"))))))
   devices = [device for device in visible.split(",") if device]
   if count == 1 or not devices or environment.get("JAX_PLATFORMS") == "cpu":
     return [{}] * count

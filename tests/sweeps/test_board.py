@@ -376,6 +376,15 @@ def test_workers_have_their_own_devices():
     divide(3, CUDA_VISIBLE_DEVICES="0,1")
 
 
+def test_the_devices_of_a_container_are_numbered_from_0(tmp_path):
+  for name in ("nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm"):
+    (tmp_path / name).touch()
+  assert divide_devices(2, {}, tmp_path) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+  assert divide_devices(2, {"JAX_PLATFORMS": "cpu"}, tmp_path) == [{}, {}]
+  with pytest.raises(UserError, match="--workers is 3, but there are 2 GPUs"):
+    divide_devices(3, {}, tmp_path)
+
+
 def test_an_experiment_file_loads_neither_jax_nor_optuna():
   code = "import lmjax.sweeps, lmjax.sweeps.sweep, sys; print({'jax', 'optuna', 'torch'} & set(sys.modules))"
   assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
