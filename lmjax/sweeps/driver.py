@@ -59,7 +59,7 @@ class Workers:
         time.sleep(0.05)
 
   def _path(self, index: int) -> pathlib.Path:
-    return self._folder / f"{os.uname().nodename}-{index}.log"
+    return self._folder / f"{os.uname().nodename}-{os.getpid()}-{index}.log"  # Of this driver alone.
 
 
 def drive(board: Board, workers: Workers, pause: float = 0.5) -> bool:

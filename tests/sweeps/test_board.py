@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
+import time
 
 import optuna
 import pytest
@@ -13,7 +15,7 @@ from lmjax.config_checks import Refused, UserError
 from lmjax.sweeps import Sweep, chain, conditional, grid, integer, log_uniform, product, uniform, values
 from lmjax.sweeps import board as board_lib
 from lmjax.sweeps.board import Board
-from lmjax.sweeps.driver import divide_devices, table
+from lmjax.sweeps.driver import Workers, divide_devices, table
 from lmjax.sweeps.sweep import resolve
 from lmjax.sweeps.worker import Together, metric_of, work
 
@@ -383,6 +385,19 @@ def test_the_devices_of_a_container_are_numbered_from_0(tmp_path):
   assert divide_devices(2, {"JAX_PLATFORMS": "cpu"}, tmp_path) == [{}, {}]
   with pytest.raises(UserError, match="--workers is 3, but there are 2 GPUs"):
     divide_devices(3, {}, tmp_path)
+
+
+def test_what_workers_say_is_in_files_of_their_driver(tmp_path, monkeypatch):
+  for pid, said in ((7, "one"), (8, "two")):
+    monkeypatch.setattr(os, "getpid", lambda: pid)  # noqa: B023
+    workers = Workers([sys.executable, "-c", f"print({said!r}); raise SystemExit(3)"], tmp_path, [{}])
+    for _ in range(2):
+      workers.keep_running()
+      while workers.running():
+        time.sleep(0.01)
+    assert (workers.deaths, workers.last) == (1, said)
+  assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+      f"{os.uname().nodename}-7-0.log": "one\none\n", f"{os.uname().nodename}-8-0.log": "two\ntwo\n"}
 
 
 def test_an_experiment_file_loads_neither_jax_nor_optuna():
