@@ -370,8 +370,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     Board(resolve(Sweep(LISTS)), tmp_path / "file" / "sweep")
 
 
-def test_workers_have_their_own_devices():
-  divide = lambda count, **environment: divide_devices(count, environment)
+def test_workers_have_their_own_devices(tmp_path):
+  divide = lambda count, **environment: divide_devices(count, environment, tmp_path)
   assert divide(2, CUDA_VISIBLE_DEVICES="0,1,2,5") == [{"CUDA_VISIBLE_DEVICES": "0,2"}, {"CUDA_VISIBLE_DEVICES": "1,5"}]
   assert divide(1, CUDA_VISIBLE_DEVICES="0,1") == [{}] and divide(2, CUDA_VISIBLE_DEVICES="") == [{}, {}]
   with pytest.raises(UserError, match="--workers is 3, but there are 2 GPUs"):
@@ -385,6 +385,28 @@ def test_the_devices_of_a_container_are_numbered_from_0(tmp_path):
   assert divide_devices(2, {"JAX_PLATFORMS": "cpu"}, tmp_path) == [{}, {}]
   with pytest.raises(UserError, match="--workers is 3, but there are 2 GPUs"):
     divide_devices(3, {}, tmp_path)
+
+
+@pytest.mark.parametrize("device, environment", [
+    ("accel0", {}), ("vfio/0", {}), ("none", {"JAX_PLATFORMS": "tpu,cpu"})])
+def test_the_chips_of_a_tpu_host_are_one_workers(tmp_path, device, environment):
+  (tmp_path / device).parent.mkdir(exist_ok=True)
+  (tmp_path / device).touch()
+  assert divide_devices(1, environment, tmp_path) == [{}]
+  assert divide_devices(2, {"JAX_PLATFORMS": "cpu"}, tmp_path) == [{}, {}]
+  with pytest.raises(UserError, match="--workers is 2, but the chips of a TPU host are one process's"):
+    divide_devices(2, environment, tmp_path)
+
+
+def test_devices_that_are_no_tpu_are_nobodys(tmp_path):
+  (tmp_path / "vfio").mkdir()
+  (tmp_path / "vfio" / "vfio").touch()
+  assert divide_devices(2, {}, tmp_path) == [{}, {}]
+  (tmp_path / "vfio" / "12").touch()  # Something that a host of virtual machines hands on.
+  assert divide_devices(2, {"JAX_PLATFORMS": "cuda,cpu"}, tmp_path) == [{}, {}]
+  for name in ("nvidia0", "nvidia1"):
+    (tmp_path / name).touch()
+  assert divide_devices(2, {}, tmp_path) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
 
 
 def test_what_workers_say_is_in_files_of_their_driver(tmp_path, monkeypatch):
