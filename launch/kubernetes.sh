@@ -49,6 +49,8 @@ if [[ "$1" == sweep ]]; then
   [[ -n "$volume" ]] || fail "A sweep needs --volume, the claim on the file system that its workers share as /shared."
   if [[ -n "$workers" ]]; then set -- sweep "--machines=$workers" "${@:2}"; fi
   [[ "$hosts $slices" == "1 1" ]] || fail "A trial of a sweep is one process; give its workers one host and one slice."
+  [[ " $*" =~ ' '--?workdir[=' ']/shared/ ]] ||
+    fail "--workdir of a sweep must be a folder in /shared, for whatever else a pod writes its workers do not share."
 elif [[ -n "$workers$volume" ]]; then
   fail "--workers and --volume are of a sweep, but the command is $1."
 fi

@@ -303,19 +303,20 @@ class _Hosted:
 
   def __init__(self, name: str, project: str, config: Config, run_id: str):
     try:
-      self._module = importlib.import_module(name)
+      module = importlib.import_module(name)
     except ImportError as e:
       raise UserError(f"config.tracking.{name}_project is set, but {name} is not installed; pip install "
                       "'lmjax[tracking]', or set it to None.") from e
-    # W&B knows a run that goes on by its id, trackio by its name.
-    known_by = {"id": run_id} if name == "wandb" else {}
-    self._module.init(project=project, name=run_id, config=dataclasses.asdict(config), resume="allow", **known_by)
+    # W&B knows a run that goes on by its id, trackio by its name. Runs that train together are open side by side, which
+    # W&B has to be told; trackio ends one when the next begins (see sweeps/stacking.py).
+    own = {"id": run_id, "reinit": "create_new"} if name == "wandb" else {}
+    self._run = module.init(project=project, name=run_id, config=dataclasses.asdict(config), resume="allow", **own)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    self._module.log(dict(metrics), step=step)
+    self._run.log(dict(metrics), step=step)
 
   def write_text(self, step: int, name: str, text: str) -> None:
     pass  # Samples are in samples.jsonl.
 
   def close(self) -> None:
-    self._module.finish()
+    self._run.finish()

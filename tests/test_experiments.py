@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import pathlib
+import re
 
 from flax import linen as nn
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from lmjax import metrics
 from lmjax.commands.experiment import apply_overrides
-from lmjax.config import from_config_dict, resolve_model
+from lmjax.config import UserError, from_config_dict, resolve_model
 from lmjax.models import families
 from lmjax.models.transformer import init_params, make_model
 from lmjax.sweeps.space import as_flags
@@ -21,6 +22,7 @@ SIZES = {
     "bert": "base large", "electra": "small base large", "t5": "small base large 3B 11B 1.1-small 1.1-XXL",
     "transformer": "base big", "xlnet": "base large", "debug": "gemma t5",
     "tasks": "stdlib/identifiers stdlib/docstrings stdlib/packages,stdlib/answers", "finetune": "glue/sst2 squad"}
+SWEEP_SIZES = {"mup_transfer": "cpu-width cpu-depth pod-width pod-depth"}
 SWEEPS = sorted((pathlib.Path(__file__).resolve().parents[1] / "experiments" / "sweeps").glob("*.py"))
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "experiments").glob("*.py"))
 
@@ -57,8 +59,8 @@ def test_a_debug_size_keeps_the_options_of_its_family(family):
   assert all(bool(small[name]) == bool(preset[name]) for name in sizes & preset.keys())
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
-@pytest.mark.parametrize("size", ["cpu", "pod"])
+@pytest.mark.parametrize("path, size", [pytest.param(path, size, id=f"{path.stem}-{size}") for path in SWEEPS
+                                        for size in SWEEP_SIZES.get(path.stem, "cpu pod").split()])
 def test_a_sweep_makes_configs_that_are_right_and_says_how_it_is_run(path, size):
   module = module_of(path)
   assert f"--config=experiments/sweeps/{path.name}" in module.__doc__ and "Hardware:" in module.__doc__
@@ -68,3 +70,15 @@ def test_a_sweep_makes_configs_that_are_right_and_says_how_it_is_run(path, size)
     config = module.get_config(size)
     apply_overrides(config, [flag.removeprefix("--config.") for flag in as_flags(settings)])
     from_config_dict(config)
+
+
+@pytest.mark.parametrize("name, size, message", [
+    ("learning_rate", "pods", "has no size 'pods'; did you mean 'pod'?"),
+    ("batch_size", "large", "has no size 'large'; known are: cpu, pod."),
+    ("depth", "gpu", "has no size 'gpu'; did you mean 'cpu'?"),
+    ("mup_transfer", "tpu", "has no size 'tpu'; known are: cpu-depth, cpu-width, pod-depth, pod-width."),
+    ("mup_transfer", "pod-widths", "has no size 'pod-widths'; did you mean 'pod-width'?")])
+def test_a_size_that_a_sweep_has_not_is_told(name, size, message):
+  path, = (path for path in SWEEPS if path.stem == name)
+  with pytest.raises(UserError, match=re.escape(f"experiments/sweeps/{name}.py {message}")):
+    module_of(path).get_config(size)

@@ -182,25 +182,52 @@ def events(workdir):
   return found
 
 
+def hosted(name, monkeypatch):
+  """Returns (run, what was called, arguments) of a stand-in for a hosted tracker, as they come, and a config with it.
+
+  Like W&B it returns the run that is there, unless it is told to make another.
+  """
+  calls, there = [], []
+
+  def init(**arguments):
+    if not there or arguments.get("reinit") == "create_new":
+      run = arguments["name"]
+      calls.append((run, "init", arguments))
+      there.append(types.SimpleNamespace(
+          log=lambda metrics, step: calls.append((run, "log", metrics, step)),
+          finish=lambda: calls.append((run, "finish")) or there.clear()))
+    return there[-1]
+  fake = types.ModuleType(name)
+  fake.init = init
+  monkeypatch.setitem(sys.modules, name, fake)
+  tracking = TrackingConfig(tensorboard=False, **{f"{name}_project": "mine"})
+  return calls, Config(train=TrainConfig(num_steps=20), tracking=tracking)
+
+
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_hosted_trackers_go_on_as_the_same_run(tmp_path, monkeypatch, name):
-  calls = []
-  fake = types.ModuleType(name)
-  fake.init = lambda **arguments: calls.append(("init", arguments))
-  fake.log = lambda metrics, step: calls.append(("log", metrics, step))
-  fake.finish = lambda: calls.append(("finish",))
-  monkeypatch.setitem(sys.modules, name, fake)
-  config = Config(train=TrainConfig(num_steps=20),
-                  tracking=TrackingConfig(tensorboard=False, **{f"{name}_project": "mine"}))
+  calls, config = hosted(name, monkeypatch)
   for start_step in (0, 10, 0):
     tracker = make(tmp_path / "run", config, start_step=start_step)
     tracker.write(start_step + 1, {"loss": 1.0, "grad_norm": math.nan})
     tracker.close()
-  first, resumed, fresh = (c[1] for c in calls if c[0] == "init")
+  first, resumed, fresh = (c[2] for c in calls if c[1] == "init")
   assert first["project"] == "mine" and first["resume"] == "allow" and first["config"]["train"]["num_steps"] == 20
   assert first["name"] == resumed["name"] != fresh["name"] and first["name"].startswith("run-")
   assert ("id" in first) == (name == "wandb")
-  assert calls[1:3] == [("log", {"loss": 1.0}, 1), ("finish",)]
+  assert calls[1:3] == [(first["name"], "log", {"loss": 1.0}, 1), (first["name"], "finish")]
+
+
+def test_runs_of_one_process_are_apart_in_wandb(tmp_path, monkeypatch):
+  calls, config = hosted("wandb", monkeypatch)
+  trackers = [make(tmp_path / name, config) for name in ("000", "001")]
+  for tracker, loss in zip(trackers, (1.0, 9.0)):
+    tracker.write(1, {"loss": loss})
+  trackers[0].close()
+  trackers[1].write(2, {"loss": 8.0})
+  assert [(run[:3], what, *rest) for run, what, *rest in calls if what != "init"] == [
+      ("000", "log", {"loss": 1.0}, 1), ("001", "log", {"loss": 9.0}, 1), ("000", "finish"),
+      ("001", "log", {"loss": 8.0}, 2)]
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -10,11 +10,16 @@ Hardware: any for `cpu`, where the 18 trials of the grid took 2.6 minutes on two
 """
 
 from lmjax.config import base_config
+from lmjax.config_checks import UserError, nearest
 from lmjax.models import families
 from lmjax.sweeps import Sweep, grid
 
+_SIZES = ("cpu", "pod")
+
 
 def get_config(size="cpu"):
+  if size not in _SIZES:
+    raise UserError(f"experiments/sweeps/depth.py has no size {size!r}{nearest(size, _SIZES)}")
   config = base_config()
   if size == "pod":
     config.model.update(families.llama_style(), embed_dim=768, num_heads=12)

@@ -1,4 +1,4 @@
-"""Which learning rate: eight of them, a factor of two apart, with three seeds each; or drawn, with the schedule's end.
+"""Which learning rate: eight of them, a factor of two apart, with three seeds each or, at `pod`, one.
 
     lmjax sweep --config=experiments/sweeps/learning_rate.py --workdir=runs/learning_rate --workers=2
     lmjax sweep --config=experiments/sweeps/learning_rate.py:pod --workdir=runs/learning_rate_pod
@@ -11,11 +11,16 @@ Hardware: any for `cpu`, where 24 trials took 3.5 minutes on two busy CPU cores.
 """
 
 from lmjax.config import base_config
+from lmjax.config_checks import UserError, nearest
 from lmjax.models import families
 from lmjax.sweeps import Sweep, grid
 
+_SIZES = ("cpu", "pod")
+
 
 def get_config(size="cpu"):
+  if size not in _SIZES:
+    raise UserError(f"experiments/sweeps/learning_rate.py has no size {size!r}{nearest(size, _SIZES)}")
   config = base_config()
   if size == "pod":
     config.model.update(families.gpt2("124M"), vocab_size=50304, dropout=0.0)

@@ -12,16 +12,20 @@ Hardware: any for `cpu`. `pod` has not been run.
 """
 
 from lmjax.config import base_config
+from lmjax.config_checks import UserError, nearest
 from lmjax.models import families
 from lmjax.sweeps import Sweep, grid, product, values, zipped
 
+_SIZES = ("cpu-width", "cpu-depth", "pod-width", "pod-depth")
 # Base width and depth, widths, depths, head_dim.
-_SIZES = {"cpu": (32, 2, (32, 64, 128, 256), (2, 4, 8), 16), "pod": (256, 4, (256, 512, 1024, 2048), (4, 8, 16), 64)}
+_SHAPES = {"cpu": (32, 2, (32, 64, 128, 256), (2, 4, 8), 16), "pod": (256, 4, (256, 512, 1024, 2048), (4, 8, 16), 64)}
 
 
 def get_config(what="cpu-width"):
+  if what not in _SIZES:
+    raise UserError(f"experiments/sweeps/mup_transfer.py has no size {what!r}{nearest(what, _SIZES)}")
   size, _, _ = what.partition("-")
-  base_width, base_depth, _, _, head_dim = _SIZES[size]
+  base_width, base_depth, _, _, head_dim = _SHAPES[size]
   config = base_config()
   config.model.update(families.llama_style(), embed_dim=base_width, num_layers=base_depth, head_dim=head_dim,
                       num_heads=base_width // head_dim, tie_embeddings=False, base_embed_dim=base_width,
@@ -43,7 +47,7 @@ def get_config(what="cpu-width"):
 
 def get_sweep(what="cpu-width"):
   size, _, axis = what.partition("-")
-  _, _, widths, depths, head_dim = _SIZES[size]
+  _, _, widths, depths, head_dim = _SHAPES[size]
   rates = grid({"optim.learning_rate": [2.0 ** power for power in range(-10, -3)]})
   if axis == "depth":
     sizes = grid({"model.parametrization": ["mup", "completep"], "model.num_layers": list(depths)})

@@ -1,15 +1,30 @@
 """A space's choices in Optuna's words, and who makes them there."""
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lmjax.sweeps.space import Chooser, Conditional, Path, Range, Settings, Space, Values, Zipped, dimensions, points
+from lmjax.sweeps.space import (
+  Chooser,
+  Conditional,
+  Path,
+  Range,
+  Settings,
+  Space,
+  Values,
+  Zipped,
+  dimensions,
+  is_number,
+  points,
+)
 
 
 def by_field(space: Space, settings: Settings) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-  """Returns the parameters of a trial whose settings are known, one a setting, and what they are drawn from."""
+  """Returns the parameters of a trial whose settings are known, one a setting, and what they are drawn from.
+
+  Beside a range a value that is no number, such as None, has no parameter, for Optuna has no choice between the two.
+  """
   options: dict[str, list] = {}
   ranges: dict[str, list[Range]] = {}
   for _, piece in dimensions(space):
@@ -21,11 +36,8 @@ def by_field(space: Space, settings: Settings) -> tuple[dict[str, Any], dict[str
   params, distributions = {}, {}
   for field, value in settings.items():
     if field in ranges:
-      of = ranges[field]
-      ends = [value, *options.get(field, []), *(end for one in of for end in (one.low, one.high))]
-      kind = IntDistribution if all(isinstance(end, int) for end in ends) else FloatDistribution
-      distributions[field] = kind(min(ends), max(ends), log=all(one.log for one in of))
-      params[field] = value
+      if is_number(value):
+        distributions[field], params[field] = _around(ranges[field], filter(is_number, options.get(field, []))), value
     else:
       distributions[field] = CategoricalDistribution(list(dict.fromkeys(map(_label, options[field]))))
       params[field] = _label(value)
@@ -76,6 +88,13 @@ class Noting:
     self.params[name], self.distributions[name] = value, distribution
 
 
+def _around(ranges: Sequence[Range], options: Iterable[float]) -> FloatDistribution | IntDistribution:
+  """Returns a range around some ranges and numbers; logarithmic where they are, and no number is 0 or below."""
+  ends = [*options, *(end for one in ranges for end in (one.low, one.high))]
+  kind = IntDistribution if all(isinstance(end, int) for end in ends) else FloatDistribution
+  return kind(min(ends), max(ends), log=min(ends) > 0 and all(one.log for one in ranges))
+
+
 def _options(piece: Space) -> list[tuple[str, Any]]:
   """Returns (setting, value) of a choice among some."""
   if isinstance(piece, Values):
@@ -87,8 +106,7 @@ def _options(piece: Space) -> list[tuple[str, Any]]:
 
 def _of_options(options: Sequence[Any]) -> CategoricalDistribution | IntDistribution:
   """Returns what a choice is drawn from: of growing numbers the place, for near ones are alike, and else a word."""
-  numbers = all(isinstance(option, (int, float)) and not isinstance(option, bool) for option in options)
-  if numbers and len(options) > 2 and not isinstance(options, range) and list(options) in (
+  if all(map(is_number, options)) and len(options) > 2 and not isinstance(options, range) and list(options) in (
       sorted(options), sorted(options, reverse=True)):
     return IntDistribution(0, len(options) - 1)
   return CategoricalDistribution([_label(option) for option in options])

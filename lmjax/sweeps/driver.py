@@ -59,7 +59,7 @@ class Workers:
         time.sleep(0.05)
 
   def _path(self, index: int) -> pathlib.Path:
-    return self._folder / f"{os.uname().nodename}-{index}.log"
+    return self._folder / f"{os.uname().nodename}-{os.getpid()}-{index}.log"  # Of this driver alone.
 
 
 def drive(board: Board, workers: Workers, pause: float = 0.5) -> bool:
@@ -124,26 +124,42 @@ def words(row: Row) -> str:
   return " ".join(flag.removeprefix("--config.") for flag in as_flags(row.settings))
 
 
-def divide_devices(count: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
+def divide_devices(count: int, environment: Mapping[str, str],
+                   dev: pathlib.Path = pathlib.Path("/dev")) -> list[dict[str, str]]:
   """Returns for each of some workers on a machine the environment that gives it its own GPUs.
 
   Args:
     count: of workers.
     environment: of the driver, whose CUDA_VISIBLE_DEVICES counts, else all that there are.
+    dev: folder of the machine's devices.
 
   Raises:
-    UserError: where there are fewer GPUs than workers.
+    UserError: where there are fewer GPUs than workers, or a TPU, all of whose chips the first process takes.
   """
   visible = environment.get("CUDA_VISIBLE_DEVICES")
   if visible is None:
-    visible = ",".join(path.name.removeprefix("nvidia") for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+    # CUDA numbers those that there are from 0, whatever they are called: a container may have nvidia2 and nvidia3.
+    visible = ",".join(map(str, range(len(list(dev.glob("nvidia[0-9]*"))))))
   devices = [device for device in visible.split(",") if device]
-  if count == 1 or not devices or environment.get("JAX_PLATFORMS") == "cpu":
+  if count == 1 or environment.get("JAX_PLATFORMS") == "cpu":
+    return [{}] * count
+  if _is_tpu_host(environment, dev):
+    raise UserError(f"--workers is {count}, but the chips of a TPU host are one process's; give --workers=1, or set "
+                    "JAX_PLATFORMS=cpu to do without them.")
+  if not devices:
     return [{}] * count
   if len(devices) < count:
     raise UserError(f"--workers is {count}, but there are {len(devices)} GPUs, and each worker needs its own; give "
                     f"--workers={len(devices)}.")
   return [{"CUDA_VISIBLE_DEVICES": ",".join(devices[i::count])} for i in range(count)]
+
+
+def _is_tpu_host(environment: Mapping[str, str], dev: pathlib.Path) -> bool:
+  """Returns whether JAX takes a TPU: as JAX_PLATFORMS says, else where there is one and no GPU."""
+  if platforms := environment.get("JAX_PLATFORMS"):
+    return "tpu" in platforms.split(",")
+  has = lambda pattern: any(dev.glob(pattern))
+  return not has("nvidia[0-9]*") and (has("accel[0-9]*") or has("vfio/[0-9]*"))  # The latter are those of newer TPUs.
 
 
 def _tell(board: Board, told: set[int]) -> None:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any, Iterator, Mapping, Protocol, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Protocol, Sequence
 
 from lmjax.config import settings_help
 from lmjax.config_checks import UserError, nearest
@@ -94,7 +94,9 @@ class Chooser(Protocol):
 def values(field: str, options: Sequence[Any]) -> Values:
   """Returns the space of one setting with some values."""
   _check_field(field)
-  options = tuple(tuple(option) if isinstance(option, list) else option for option in options)
+  if isinstance(options, (str, Mapping)) or not isinstance(options, Iterable):
+    raise UserError(f"The search space gives {field} {options!r}, but it must be a list of values.")
+  options = tuple(map(_plain, options))
   if not options:
     raise UserError(f"The search space gives {field} no values; give at least one.")
   twice = next((option for i, option in enumerate(options) if option in options[:i]), None)
@@ -105,6 +107,9 @@ def values(field: str, options: Sequence[Any]) -> Values:
 
 def grid(lists: Mapping[str, Sequence[Any]]) -> Product:
   """Returns every combination of some settings' values, the last setting changing fastest."""
+  if not isinstance(lists, Mapping):
+    raise UserError(f"grid() of the search space is given a {type(lists).__name__}, but it must be settings with their "
+                    'values, such as grid({"seed": [0, 1]}).')
   return product(*(values(field, options) for field, options in lists.items()))
 
 
@@ -120,9 +125,10 @@ def log_uniform(field: str, low: float, high: float) -> Range:
 
 def integer(field: str, low: int, high: int, *, step: int = 1, log: bool = False) -> Range:
   """Returns the whole numbers low, low + step, ... up to high; `log` makes all factors alike."""
+  low, high, step = map(_plain, (low, high, step))
   if not all(isinstance(number, int) for number in (low, high, step)) or step < 1:
-    raise UserError(f"The search space has integer({field!r}, {low}, {high}, step={step}), but its numbers must be "
-                    "whole and the step at least 1.")
+    raise UserError(f"The search space has integer({field!r}, {low!r}, {high!r}, step={step!r}), but its numbers must "
+                    "be whole and the step at least 1.")
   if log and step > 1:
     raise UserError(f"The search space gives {field} both a step and log; give one of them.")
   return _range(field, low, low + (high - low) // step * step, log, step)
@@ -130,14 +136,16 @@ def integer(field: str, low: int, high: int, *, step: int = 1, log: bool = False
 
 def product(*parts: Space) -> Product:
   """Returns every choice of each part with every choice of the others, the last part changing fastest."""
+  _check_parts(parts, "product")
   _check_apart(parts)
-  return Product(_some(parts, "product"))
+  return Product(parts)
 
 
 def zipped(*parts: Space) -> Zipped:
   """Returns the choices of the parts side by side; they must be lists of one length."""
+  _check_parts(parts, "zipped")
   _check_apart(parts)
-  lengths = [len(points(part)) for part in _some(parts, "zipped")]
+  lengths = [len(points(part)) for part in parts]
   if len(set(lengths)) > 1:
     raise UserError(f"The search space zips {' and '.join(' '.join(sorted(fields(part))) for part in parts)}, which "
                     f"have {' and '.join(map(str, lengths))} choices; give them equally many.")
@@ -146,7 +154,8 @@ def zipped(*parts: Space) -> Zipped:
 
 def chain(*parts: Space) -> Chain:
   """Returns the choices of the first part, then those of the second, and so on; a draw takes each part as often."""
-  return Chain(_some(parts, "chain"))
+  _check_parts(parts, "chain")
+  return Chain(parts)
 
 
 def conditional(field: str, cases: Mapping[Any, Space | None]) -> Conditional:
@@ -156,10 +165,15 @@ def conditional(field: str, cases: Mapping[Any, Space | None]) -> Conditional:
     field: the setting.
     cases: for each value what else is searched where the setting has it, or None.
   """
-  values(field, tuple(cases))
-  for case in cases.values():
-    _check_apart([Values(field, ()), *([case] if case else [])])
-  return Conditional(field, tuple(cases.items()))
+  if not isinstance(cases, Mapping):
+    raise UserError(f"The search space gives conditional({field!r}) a {type(cases).__name__}, but it must be values "
+                    "with what else is searched, such as {\"muon\": values(...)}, or None.")
+  options = values(field, tuple(cases)).options
+  for value, case in cases.items():
+    if case is not None:
+      check_space(case, f"What conditional({field!r}) has for {value!r}")
+      _check_apart([Values(field, ()), case])
+  return Conditional(field, tuple(zip(options, cases.values())))
 
 
 def fields(space: Space) -> set[str]:
@@ -195,7 +209,23 @@ def points(space: Space) -> list[Settings]:
 
 def distinct(found: Sequence[Settings]) -> list[Settings]:
   """Returns the settings without those that were there before."""
-  return [point for i, point in enumerate(found) if point not in found[:i]]
+  kept: list[Settings] = []
+  for point in found:
+    if point not in kept:
+      kept.append(point)
+  return kept
+
+
+def is_number(value: Any) -> bool:
+  """Returns whether a value of a setting is a number."""
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_space(given: Any, what: str) -> None:
+  """Raises a UserError, which begins with `what`, for what is not a space."""
+  if not isinstance(given, Space):
+    raise UserError(f"{what} is of type {type(given).__name__}, but it must be a search space, such as values(...) or "
+                    "grid({...}).")
 
 
 def as_flags(settings: Settings) -> list[str]:
@@ -246,6 +276,12 @@ class Cube:
     return of.at(float(self._shares[path]))
 
 
+def _plain(value: Any) -> Any:
+  """Returns a value of NumPy as Python's, and a list as a tuple."""
+  value = value.tolist() if hasattr(value, "tolist") else value
+  return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _children(space: Space) -> Sequence[Space | None]:
   if isinstance(space, Conditional):
     return [case for _, case in space.cases]
@@ -256,10 +292,12 @@ def _parts(space: Space) -> list[Space]:
   return [part for part in _children(space) if part is not None]
 
 
-def _some(parts: tuple[Space, ...], piece: str) -> tuple[Space, ...]:
+def _check_parts(parts: tuple[Space, ...], piece: str) -> None:
+  """Raises a UserError where there are no parts, or one is not a space."""
   if not parts:
     raise UserError(f"The search space has an empty {piece}(); give it at least one part.")
-  return parts
+  for part in parts:
+    check_space(part, f"A part of {piece}()")
 
 
 def _check_field(field: str) -> None:
@@ -267,9 +305,9 @@ def _check_field(field: str) -> None:
   known = [name for name, _, _ in settings_help()]
   if field in known:
     return
-  within = [name for name in known if name.startswith(f"{field.partition('.')[0]}.")]
+  within = [name for name in known if name.startswith(f"{str(field).partition('.')[0]}.")]
   last = [name for name in known if name.rpartition(".")[2] == field]
-  hint = f"; did you mean {last[0]!r}?" if last else nearest(field, within or known)
+  hint = f"; did you mean {last[0]!r}?" if last else nearest(str(field), within or known)
   raise UserError("The search space has a setting " + repr(field) + " that does not exist" + (
       hint if hint.startswith("; did") else "; lmjax train --help_config lists them all."))
 
@@ -285,7 +323,8 @@ def _check_apart(parts: Sequence[Space]) -> None:
 
 def _range(field: str, low: float, high: float, log: bool = False, step: int | None = None) -> Range:
   _check_field(field)
-  if not -math.inf < low < high < math.inf or log and low <= 0:
-    raise UserError(f"The search space has {field} from {low} to {high}, but a range goes from a number"
+  low, high = _plain(low), _plain(high)
+  if not (is_number(low) and is_number(high) and -math.inf < low < high < math.inf) or log and low <= 0:
+    raise UserError(f"The search space has {field} from {low!r} to {high!r}, but a range goes from a number"
                     f"{' above 0' if log else ''} to a larger one.")
   return Range(field, low, high, log, step)

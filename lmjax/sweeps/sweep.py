@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from lmjax.config_checks import UserError, nearest
-from lmjax.sweeps.space import Cube, Settings, Space, dimensions, distinct, draw, is_list, points
+from lmjax.sweeps.space import Cube, Settings, Space, check_space, dimensions, distinct, draw, is_list, points
 
 # Those whose trials are known before the first is run; the others choose by what has been seen.
 PLANNED = ("grid", "random", "sobol", "halton")
@@ -13,6 +13,8 @@ PRUNERS = ("none", "median", "asha", "hyperband")
 MODES = ("min", "max")
 # Trials by which tpe and gp come to know the space before they model it.
 _MOST_FIRST = 8
+# Draws for each point that they have found, after which a list is taken to be used up.
+_DRAWS_A_POINT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ def resolve(sweep: Sweep) -> Sweep:
   Raises:
     UserError: for a value that is not one of those it may have, and a driver that does not go with the space.
   """
+  check_space(sweep.space, "The sweep's space")
   sweep = dataclasses.replace(sweep, driver=sweep.driver or ("grid" if is_list(sweep.space) else "sobol"))
   for name, known in (("driver", DRIVERS), ("pruner", PRUNERS), ("mode", MODES)):
     value = getattr(sweep, name)
@@ -55,20 +58,20 @@ def resolve(sweep: Sweep) -> Sweep:
     value = getattr(sweep, name)
     if value is not None and (not isinstance(value, int) or value < low):
       raise UserError(f"The sweep's {name} is {value!r}, but it must be a whole number of at least {low}.")
-  if sweep.driver == "grid":
-    count = len(distinct(points(sweep.space)))
-    return dataclasses.replace(sweep, num_trials=min(count, sweep.num_trials or count))
-  if sweep.num_trials is None:
+  if sweep.num_trials is None and sweep.driver != "grid":
     raise UserError(f"The sweep's driver is {sweep.driver}, which needs to know how many trials to make; give "
                     "--num_trials.")
+  if sweep.driver in PLANNED:
+    return dataclasses.replace(sweep, num_trials=len(planned(sweep)))
   return sweep
 
 
 def planned(sweep: Sweep) -> list[Settings | Cube]:
   """Returns the trials that do not depend on what others have shown, in order.
 
-  A longer sweep begins with those of a shorter one. What is drawn twice, from lists, is there once. tpe and gp begin
-  with a scrambled Sobol sequence, as choices, for they learn from these.
+  A longer sweep begins with those of a shorter one. What is drawn twice, from lists, is there once, and draws go on
+  until there are `num_trials`, or no more to be found. tpe and gp begin with a scrambled Sobol sequence, as choices,
+  for they learn from these.
 
   Args:
     sweep: resolved.
@@ -76,12 +79,8 @@ def planned(sweep: Sweep) -> list[Settings | Cube]:
   if sweep.driver == "grid":
     return distinct(points(sweep.space))[:sweep.num_trials]
   if sweep.driver in PLANNED:
-    return distinct([draw(sweep.space, cube) for cube in cubes(sweep.space, sweep.driver, sweep.num_trials,
-                                                               sweep.seed)])
-  found: dict[str, Cube] = {}
-  for cube in cubes(sweep.space, "sobol", min(_MOST_FIRST, sweep.num_trials), sweep.seed):
-    found.setdefault(repr(draw(sweep.space, cube)), cube)
-  return list(found.values())
+    return _drawn(sweep)
+  return list(_by_settings(sweep.space, "sobol", min(_MOST_FIRST, sweep.num_trials), sweep.seed).values())
 
 
 def planned_settings(sweep: Sweep) -> list[Settings]:
@@ -106,6 +105,24 @@ def definition(sweep: Sweep) -> dict[str, Any]:
   """Returns what may not change while a sweep goes on, as what JSON holds."""
   kept = {name: getattr(sweep, name) for name in ("driver", "metric", "mode", "pruner", "seed")}
   return {**kept, "space": repr(sweep.space)}
+
+
+def _drawn(sweep: Sweep) -> list[Settings]:
+  count = sweep.num_trials
+  while True:
+    found = distinct([draw(sweep.space, cube) for cube in _by_settings(
+        sweep.space, sweep.driver, count, sweep.seed).values()])
+    if len(found) >= sweep.num_trials or count >= _DRAWS_A_POINT * len(found):
+      return found[:sweep.num_trials]
+    count *= 2
+
+
+def _by_settings(space: Space, kind: str, count: int, seed: int) -> dict[str, Cube]:
+  """Returns the draws, and of those that come to the same settings the first."""
+  found: dict[str, Cube] = {}
+  for cube in cubes(space, kind, count, seed):
+    found.setdefault(repr(draw(space, cube)), cube)
+  return found
 
 
 def _coordinates(kind: str, size: int, count: int, seed: int) -> Any:

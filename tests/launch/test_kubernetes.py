@@ -116,6 +116,11 @@ def test_the_workers_of_a_sweep_share_a_folder_and_nothing_else(launch):
   assert mounted["shared"]["persistentVolumeClaim"] == {"claimName": "claim"}
 
 
+def test_the_folder_of_a_sweep_may_be_a_flag_and_a_word(launch):
+  done = launch(*SWEEP, "--dry_run", "sweep", "--workdir", "/shared/a b")
+  assert done.returncode == 0 and "'--workdir', '/shared/a b'" in done.stdout
+
+
 def test_a_worker_of_a_sweep_may_have_a_tpu_of_one_host(launch):
   flags = ("--name=a", "--image=i", "--accelerator=tpu-v5-lite-podslice", "--topology=2x2", "--volume=claim")
   job, pod, container = sweep_of(launch, *flags)
@@ -136,7 +141,11 @@ def test_what_a_dry_run_prints_is_what_is_applied(launch, platform):
     (TPU, "a command"), ((*TPU[:3], "train"), "--topology="), ((*TPU, "--name=A_b", "train"), "--name=A_b"),
     ((*GPU, "--hosts=x", "train"), "are numbers"), ((*GPU, "--gpus=8", "train"), "no flag --gpus=8"),
     ((*SWEEP, "train"), "are of a sweep"), ((*SWEEP[:-1], "sweep"), "needs --volume"),
-    ((*SWEEP, "--hosts=2", "sweep"), "one host"), ((*SWEEP, "--workers=many", "sweep"), "are numbers")])
+    ((*SWEEP, "--hosts=2", "sweep"), "one host"), ((*SWEEP, "--workers=many", "sweep"), "are numbers"),
+    ((*SWEEP, "sweep", "--config=/shared/a.py"), "--workdir of a sweep must be a folder in /shared"),
+    ((*SWEEP, "sweep", "--workdir=runs/depth"), "must be a folder in /shared"),
+    ((*SWEEP, "sweep", "--workdir=/sharedly/a"), "must be a folder in /shared"),
+    ((*SWEEP, "sweep", "--workdir", "gs://b/shared/a"), "must be a folder in /shared")])
 def test_what_cannot_work_is_refused(launch, platform, argv, says):
   done = launch(*argv)
   assert done.returncode == 2 and platform.calls == []

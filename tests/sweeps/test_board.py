@@ -2,18 +2,20 @@
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
+import time
 
 import optuna
 import pytest
 
 from lmjax.config_checks import Refused, UserError
-from lmjax.sweeps import Sweep, chain, conditional, grid, log_uniform, product, values
+from lmjax.sweeps import Sweep, chain, conditional, grid, integer, log_uniform, product, uniform, values
 from lmjax.sweeps import board as board_lib
 from lmjax.sweeps.board import Board
-from lmjax.sweeps.driver import divide_devices, table
+from lmjax.sweeps.driver import Workers, divide_devices, table
 from lmjax.sweeps.sweep import resolve
 from lmjax.sweeps.worker import Together, metric_of, work
 
@@ -105,6 +107,18 @@ def test_a_conditional_space_is_searched(begin):
   names = [settings["optim.name"] for settings in run.seen]
   assert set(names) == {"adamw", "muon"} and names[8:].count("muon") > 8
   assert board.best_first()[0].settings["optim.name"] == "muon"
+
+
+@pytest.mark.parametrize("driver", ["random", "sobol", "halton", "tpe"])
+@pytest.mark.parametrize("field, off, of", [
+    ("optim.clip_norm", None, uniform), ("model.dropout", 0.0, log_uniform), ("model.num_experts", 0, integer)])
+def test_a_setting_may_be_off_or_in_a_range(begin, driver, field, off, of):
+  low, high = (2, 8) if of is integer else (0.1, 0.9)
+  board, run = begin(chain(values(field, [off]), of(field, low, high)), driver=driver, num_trials=12), always(
+      lambda settings: float(settings[field] or 0))
+  assert work(board, run)
+  drawn = [settings[field] for settings in run.seen]
+  assert drawn.count(off) == 1 < len(drawn) and all(low <= value <= high for value in drawn if value != off)
 
 
 def test_the_largest_may_be_the_best(begin):
@@ -356,12 +370,56 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     Board(resolve(Sweep(LISTS)), tmp_path / "file" / "sweep")
 
 
-def test_workers_have_their_own_devices():
-  divide = lambda count, **environment: divide_devices(count, environment)
+def test_workers_have_their_own_devices(tmp_path):
+  divide = lambda count, **environment: divide_devices(count, environment, tmp_path)
   assert divide(2, CUDA_VISIBLE_DEVICES="0,1,2,5") == [{"CUDA_VISIBLE_DEVICES": "0,2"}, {"CUDA_VISIBLE_DEVICES": "1,5"}]
   assert divide(1, CUDA_VISIBLE_DEVICES="0,1") == [{}] and divide(2, CUDA_VISIBLE_DEVICES="") == [{}, {}]
   with pytest.raises(UserError, match="--workers is 3, but there are 2 GPUs"):
     divide(3, CUDA_VISIBLE_DEVICES="0,1")
+
+
+def test_the_devices_of_a_container_are_numbered_from_0(tmp_path):
+  for name in ("nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm"):
+    (tmp_path / name).touch()
+  assert divide_devices(2, {}, tmp_path) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+  assert divide_devices(2, {"JAX_PLATFORMS": "cpu"}, tmp_path) == [{}, {}]
+  with pytest.raises(UserError, match="--workers is 3, but there are 2 GPUs"):
+    divide_devices(3, {}, tmp_path)
+
+
+@pytest.mark.parametrize("device, environment", [
+    ("accel0", {}), ("vfio/0", {}), ("none", {"JAX_PLATFORMS": "tpu,cpu"})])
+def test_the_chips_of_a_tpu_host_are_one_workers(tmp_path, device, environment):
+  (tmp_path / device).parent.mkdir(exist_ok=True)
+  (tmp_path / device).touch()
+  assert divide_devices(1, environment, tmp_path) == [{}]
+  assert divide_devices(2, {"JAX_PLATFORMS": "cpu"}, tmp_path) == [{}, {}]
+  with pytest.raises(UserError, match="--workers is 2, but the chips of a TPU host are one process's"):
+    divide_devices(2, environment, tmp_path)
+
+
+def test_devices_that_are_no_tpu_are_nobodys(tmp_path):
+  (tmp_path / "vfio").mkdir()
+  (tmp_path / "vfio" / "vfio").touch()
+  assert divide_devices(2, {}, tmp_path) == [{}, {}]
+  (tmp_path / "vfio" / "12").touch()  # Something that a host of virtual machines hands on.
+  assert divide_devices(2, {"JAX_PLATFORMS": "cuda,cpu"}, tmp_path) == [{}, {}]
+  for name in ("nvidia0", "nvidia1"):
+    (tmp_path / name).touch()
+  assert divide_devices(2, {}, tmp_path) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+
+
+def test_what_workers_say_is_in_files_of_their_driver(tmp_path, monkeypatch):
+  for pid, said in ((7, "one"), (8, "two")):
+    monkeypatch.setattr(os, "getpid", lambda: pid)  # noqa: B023
+    workers = Workers([sys.executable, "-c", f"print({said!r}); raise SystemExit(3)"], tmp_path, [{}])
+    for _ in range(2):
+      workers.keep_running()
+      while workers.running():
+        time.sleep(0.01)
+    assert (workers.deaths, workers.last) == (1, said)
+  assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+      f"{os.uname().nodename}-7-0.log": "one\none\n", f"{os.uname().nodename}-8-0.log": "two\ntwo\n"}
 
 
 def test_an_experiment_file_loads_neither_jax_nor_optuna():

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 
 from lmjax.config_checks import UserError
@@ -74,6 +75,19 @@ def test_ranges_reach_from_end_to_end():
     (lambda: uniform("model.dropout", 0.5, 0.5), "from 0.5 to 0.5, but a range goes from"),
     (lambda: log_uniform(RATE, 0, 1), "goes from a number above 0 to a larger one"),
     (lambda: integer(BATCH, 1, 2.5), "must be whole"),
+    (lambda: integer(BATCH, "1", 2), "integer('train.batch_size', '1', 2, step=1), but its numbers must be whole"),
+    (lambda: uniform(RATE, "1e-4", "1e-2"), "from '1e-4' to '1e-2', but a range goes from a number to a larger one"),
+    (lambda: values(RATE, 1e-3), "gives optim.learning_rate 0.001, but it must be a list of values"),
+    (lambda: values(NAME, "adamw"), "gives optim.name 'adamw', but it must be a list of values"),
+    (lambda: values([1e-3], RATE), "a setting [0.001] that does not exist"),
+    (lambda: grid([RATE, BATCH]), "grid() of the search space is given a list, but it must be settings with"),
+    (lambda: product({RATE: [1]}, values("seed", [0])), "A part of product() is of type dict, but it must be a search "
+     "space, such as values(...) or grid({...})."),
+    (lambda: chain([values(RATE, [1]), values("seed", [0])]), "A part of chain() is of type list, but it must be"),
+    (lambda: zipped({RATE: [1]}), "A part of zipped() is of type dict"),
+    (lambda: conditional(NAME, ["adamw"]), "gives conditional('optim.name') a list, but it must be values with"),
+    (lambda: conditional(NAME, {"muon": {}}), "What conditional('optim.name') has for 'muon' is of type dict"),
+    (lambda: resolve(Sweep({RATE: [1e-3]})), "The sweep's space is of type dict, but it must be a search space"),
     (lambda: integer(BATCH, 1, 9, step=2, log=True), "both a step and log"),
     (lambda: resolve(Sweep(values(RATE, [1]), driver="sobel")), "driver is 'sobel', which it does not know; did you "
      "mean 'sobol'?"),
@@ -87,6 +101,18 @@ def test_a_mistake_is_one_sentence(make, message):
   with pytest.raises(UserError, match=re.escape(message)) as e:
     make()
   assert "\n" not in str(e.value) and str(e.value).endswith((".", "?"))
+
+
+def test_numbers_of_numpy_are_numbers():
+  rates, depths = values(RATE, np.logspace(-4, -2, 3)), values(DEPTH, list(np.arange(1, 3)))
+  assert as_flags(points(zipped(values(RATE, [1e-4, 1e-2]), depths))[1]) == [
+      "--config.optim.learning_rate=0.01", "--config.model.num_layers=2"]
+  assert [as_flags(point) for point in points(rates)] == [
+      [f"--config.optim.learning_rate={rate}"] for rate in ("0.0001", "0.001", "0.01")]
+  assert points(values("data.weights", np.array([[0.5, 0.5], [0.9, 0.1]])))[1] == {"data.weights": (0.9, 0.1)}
+  assert repr(integer(DEPTH, np.int64(2), np.int64(8))) == repr(integer(DEPTH, 2, 8))
+  assert repr(uniform(RATE, np.float64(0.1), np.float32(0.5))) == repr(uniform(RATE, 0.1, 0.5))
+  assert repr(conditional(DEPTH, {np.int64(2): None})) == repr(conditional(DEPTH, {2: None}))
 
 
 def test_flags_say_the_settings():
@@ -112,6 +138,18 @@ def test_a_longer_sweep_begins_with_a_shorter_one(driver):
   space = product(log_uniform(RATE, 1e-4, 1e-1), integer(DEPTH, 2, 100))
   of = lambda count, seed=0: planned_settings(resolve(Sweep(space, driver=driver, num_trials=count, seed=seed)))
   assert of(11)[:6] == of(6) and len(of(11)) == 11 and of(6) != of(6, seed=1)
+
+
+@pytest.mark.parametrize("driver", ["random", "sobol", "halton"])
+def test_of_a_list_as_many_are_drawn_as_asked_for(driver):
+  space = grid({RATE: [0.1 * 2 ** i for i in range(8)], "seed": [0, 1, 2]})
+  of = lambda count: planned_settings(resolve(Sweep(space, driver=driver, num_trials=count)))
+  whole = of(24)
+  assert sorted(map(str, whole)) == sorted(map(str, points(space)))
+  assert of(8) == whole[:8] and of(16) == whole[:16]
+  # Of those that are too many there are none.
+  assert of(100) == whole and resolve(Sweep(space, driver=driver, num_trials=100)).num_trials == 24
+  assert len(planned_settings(resolve(Sweep(integer(DEPTH, 1, 3), driver=driver, num_trials=5)))) == 3
 
 
 @pytest.mark.parametrize("driver", ["sobol", "halton"])

@@ -215,7 +215,8 @@ def test_what_is_off_in_one_and_on_in_another_does_not_stack(make, name, values,
 
 
 @pytest.mark.parametrize("settings", [
-    {"optim.name": "adafactor"}, {"optim.name": "sophia"}, {"optim.offload": True}, {"mesh.context": 2}])
+    {"optim.name": "adafactor"}, {"optim.name": "sophia"}, {"optim.offload": True}, {"mesh.context": 2},
+    {"tracking.trackio_project": "mine"}])
 def test_what_has_not_been_seen_to_work_does_not_stack(make, settings):
   assert groups(make, ["optim.beta2"], *({**settings, "optim.beta2": value} for value in (0.9, 0.99))) == [[0], [1]]
 
