@@ -13,7 +13,7 @@ EXTRAS = {
     # Optuna's Gaussian process is written with torch, and faster with greenlet.
     "sweeps": ["greenlet", "torch"],
     "hf": ["huggingface_hub", "transformers"],
-    "tracking": ["wandb", "trackio"],
+    "tracking": ["wandb>=0.19.10", "trackio"],
 }
 EXTRAS["test"] += EXTRAS["plan"]  # Its tests compile.
 # Everything but the accelerators' own builds, of which a machine wants the one it has; libtpu is here to compile with.

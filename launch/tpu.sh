@@ -28,6 +28,8 @@ case ${1:-} in stop | logs) type="${type:-any}" ;; esac
   fail "--slices and --retries of launch/tpu.sh are numbers."
 [[ "${1:-}" != train || "$*" == *"workdir=gs://"* || "$*" == *"workdir gs://"* ]] ||
   fail "--workdir must be a gs:// folder on Cloud TPU, for the disks of its hosts go with them."
+[[ "${1:-}" != sweep ]] ||
+  fail "A sweep needs a folder that locks and that its workers share, which the hosts of a TPU lack; train its trials."
 case $type in  # https://cloud.google.com/tpu/docs/runtimes
   v6e-*) runtime=v2-alpha-tpuv6e ;;
   v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;

@@ -22,7 +22,7 @@ SIZES = {
     "bert": "base large", "electra": "small base large", "t5": "small base large 3B 11B 1.1-small 1.1-XXL",
     "transformer": "base big", "xlnet": "base large", "debug": "gemma t5",
     "tasks": "stdlib/identifiers stdlib/docstrings stdlib/packages,stdlib/answers", "finetune": "glue/sst2 squad"}
-SWEEP_SIZES = {"mup_transfer": "cpu-width cpu-depth pod-width pod-depth"}
+SWEEP_SIZES = {"mup_transfer": "cpu cpu-width cpu-depth pod pod-width pod-depth"}
 SWEEPS = sorted((pathlib.Path(__file__).resolve().parents[1] / "experiments" / "sweeps").glob("*.py"))
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "experiments").glob("*.py"))
 
@@ -76,7 +76,8 @@ def test_a_sweep_makes_configs_that_are_right_and_says_how_it_is_run(path, size)
     ("learning_rate", "pods", "has no size 'pods'; did you mean 'pod'?"),
     ("batch_size", "large", "has no size 'large'; known are: cpu, pod."),
     ("depth", "gpu", "has no size 'gpu'; did you mean 'cpu'?"),
-    ("mup_transfer", "tpu", "has no size 'tpu'; known are: cpu-depth, cpu-width, pod-depth, pod-width."),
+    ("isoflop", "ladders", "has no size 'ladders'; did you mean 'ladder'?"),
+    ("mup_transfer", "xla", "has no size 'xla'; known are: cpu, cpu-depth, cpu-width, pod, pod-depth, pod-width."),
     ("mup_transfer", "pod-widths", "has no size 'pod-widths'; did you mean 'pod-width'?")])
 def test_a_size_that_a_sweep_has_not_is_told(name, size, message):
   path, = (path for path in SWEEPS if path.stem == name)

@@ -15,7 +15,7 @@ LAYERS = (
     ("config_checks",),
     ("config",),
     ("partitioning", "parametrization", "workdir"),
-    ("metrics", "scores", "tracking", "models", "data", "optim"),
+    ("metrics", "records", "scores", "tracking", "models", "data", "optim"),
     ("objectives", "generation", "convert", "checkpoint", "scaling"),
     ("train", "loop", "stack", "evaluate", "finetune", "plan", "resume", "interrupt", "memory", "watch", "peers"),
     ("sweeps",),

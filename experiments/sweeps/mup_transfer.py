@@ -4,9 +4,10 @@
     lmjax sweep --config=experiments/sweeps/mup_transfer.py:cpu-depth --workdir=runs/mup_depth --workers=2
     lmjax sweep --config=experiments/sweeps/mup_transfer.py:pod-width --workdir=runs/mup_pod --workers=2
 
-`cpu-width`, the default, has widths of 32 to 256 under the standard parametrization and muP, `cpu-depth` depths of 2 to
-8 under muP and CompleteP, each at seven learning rates, a factor of two apart; `pod-width` and `pod-depth` have widths
-of 256 to 2048 and depths of 4 to 16 (see learning_rate.py for what a worker wants). Heads keep their width.
+`cpu`, the default and the same as `cpu-width`, has widths of 32 to 256 under the standard parametrization and muP,
+`cpu-depth` depths of 2 to 8 under muP and CompleteP, each at seven learning rates, a factor of two apart; `pod` or
+`pod-width` and `pod-depth` have widths of 256 to 2048 and depths of 4 to 16 (see learning_rate.py for what a worker
+wants). Heads keep their width.
 tests/benchmarks/mup_transfer.py does the like on one GPU within minutes, all learning rates of a size at once.
 Hardware: any for `cpu`. `pod` has not been run.
 """
@@ -16,12 +17,12 @@ from lmjax.config_checks import UserError, nearest
 from lmjax.models import families
 from lmjax.sweeps import Sweep, grid, product, values, zipped
 
-_SIZES = ("cpu-width", "cpu-depth", "pod-width", "pod-depth")
+_SIZES = ("cpu", "cpu-width", "cpu-depth", "pod", "pod-width", "pod-depth")
 # Base width and depth, widths, depths, head_dim.
 _SHAPES = {"cpu": (32, 2, (32, 64, 128, 256), (2, 4, 8), 16), "pod": (256, 4, (256, 512, 1024, 2048), (4, 8, 16), 64)}
 
 
-def get_config(what="cpu-width"):
+def get_config(what="cpu"):
   if what not in _SIZES:
     raise UserError(f"experiments/sweeps/mup_transfer.py has no size {what!r}{nearest(what, _SIZES)}")
   size, _, _ = what.partition("-")
@@ -45,7 +46,7 @@ def get_config(what="cpu-width"):
   return config
 
 
-def get_sweep(what="cpu-width"):
+def get_sweep(what="cpu"):
   size, _, axis = what.partition("-")
   _, _, widths, depths, head_dim = _SHAPES[size]
   rates = grid({"optim.learning_rate": [2.0 ** power for power in range(-10, -3)]})

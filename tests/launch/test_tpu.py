@@ -144,7 +144,8 @@ def test_logs_and_stop(launch, platform):
 @pytest.mark.parametrize("argv, says", [
     (("--name=a", "--zone=z", *TRAIN), "--type"), (FLAGS, "a command"),
     ((*FLAGS, "--slices=two", *TRAIN), "are numbers"), ((*FLAGS, "--spots", *TRAIN), "no flag --spots"),
-    ((*FLAGS, "train", "--config=x", "--workdir=runs/a"), "gs://")])
+    ((*FLAGS, "train", "--config=x", "--workdir=runs/a"), "gs://"),
+    ((*FLAGS, "sweep", "--config=x", "--workdir=gs://bucket/a"), "a folder that locks")])
 def test_what_cannot_work_is_refused(launch, platform, argv, says):
   done = launch(*argv)
   assert done.returncode == 2 and platform.calls == []
