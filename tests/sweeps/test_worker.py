@@ -1,11 +1,13 @@
 """Tests of what ends a worker, and what ends a trial."""
 
 import json
+import pathlib
+import sys
 
 import pytest
 
 from lmjax.config_checks import Refused, TooLarge, UserError
-from lmjax.sweeps import Sweep, values
+from lmjax.sweeps import Sweep, driver, values
 from lmjax.sweeps.board import Board
 from lmjax.sweeps.sweep import resolve
 from lmjax.sweeps.worker import Together, work
@@ -56,6 +58,25 @@ def test_a_full_disk_ends_the_worker_and_no_trial(begin):
   assert calls == [1, 2, 3, 3, 3] and states(board) == ["complete"] * 2 + ["running"] + ["waiting"] * 5
   assert board.starts() == 2  # So that the driver does not take it for progress.
   assert work(begin(8), finish) and states(begin(8)) == ["complete"] * 8
+
+
+ON_A_FULL_DISK = """
+import sys
+from tests.sweeps import test_worker as test
+def run(*_):
+  raise test.Refused("No space left.")
+test.work(test.Board(test.resolve(test.Sweep(test.values(test.BATCH, [1, 2, 3]))), sys.argv[1]), run)
+"""
+
+
+def test_a_full_disk_ends_the_command_which_goes_on_later(begin, tmp_path):
+  board, root = begin(3), pathlib.Path(__file__).resolve().parents[2]
+  workers = driver.Workers([sys.executable, "-c", ON_A_FULL_DISK, str(board.workdir)], tmp_path / "workers",
+                           [{"PYTHONPATH": str(root)}])
+  with pytest.raises(Refused, match="No space left"):
+    driver.drive(board, workers, pause=0.05)
+  assert states(board) == ["running", "waiting", "waiting"]
+  assert work(begin(3), finish) and states(begin(3)) == ["complete"] * 3
 
 
 def test_a_full_disk_in_a_stack_ends_those_that_have_ended(begin):
