@@ -27,8 +27,8 @@ POSITIONAL = None
 
 _OF_SWEEP = ("driver", "num_trials", "metric", "mode", "pruner", "seed", "retries")
 _WAITS_FOR_RESULTS = ("median", "hyperband")  # Pruners that stop no trial before others are complete.
-# Files that a process has open for each trial it trains, at most, and for all else.
-_FILES_OF_TRIAL, _OTHER_FILES = 8, 200
+# Files, sockets and pipes of a process for each trial it trains (seven were counted), and for all else.
+_FILES_OF_TRIAL, _OTHER_FILES = 16, 200
 _INTERRUPTED = 75  # By which the driver knows that a worker has not run out of trials.
 
 

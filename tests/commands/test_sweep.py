@@ -99,7 +99,7 @@ def test_workers_are_not_the_processes_of_one_run(argv, monkeypatch):
 
 
 @pytest.mark.parametrize("limits, count, after", [
-    ((1024, 4200), 500, 4200), ((100, 100), 1, 100), ((1024, resource.RLIM_INFINITY), 103, 1024)])
+    ((1024, 4200), 250, 4200), ((100, 100), 1, 100), ((1024, resource.RLIM_INFINITY), 51, 1024)])
 def test_as_many_train_together_as_files_may_be_open(monkeypatch, limits, count, after):
   now = list(limits)
 
