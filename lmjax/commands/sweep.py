@@ -45,13 +45,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
        "given.")
   number("num_trials", "How many trials; a grid has all of its own.")
   text("metric", "What trials are compared by: a number of result.json, eval_loss by default, or of the evaluations, "
-       "such as validation/accuracy.")
+       "such as validation/accuracy. A begun sweep may go on with another metric and mode: no trial is trained again.")
   text("mode", "Whether the best is the smallest (min) or the largest (max).")
   text("pruner", "What stops trials that are behind at an evaluation in the loop: none, median, asha or hyperband. "
        "median and hyperband compare with complete trials, so that trials train one after another unless --stack is "
        "given.")
   number("seed", "Seed of what is drawn.")
-  number("retries", "How often a trial that raises an error is run again.")
+  number("retries", "How often a trial that raises an error is run again; a later command with more runs failed "
+         "trials again.")
   number("stack", "How many trials that differ in numbers only train together at most, in one compiled program: 1 has "
          "them run one after another; as many as fit unless given.")
   text("storage", "URL of a database that keeps the trials, such as sqlite:///FILE; a file in the workdir without.")
