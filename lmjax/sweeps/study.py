@@ -61,33 +61,38 @@ def open_study(sweep: Sweep, workdir: pathlib.Path, url: str | None, first: Sequ
     Refused: where the metric is another one while others work on the sweep.
   """
   kind, about = "a database" if url else JOURNAL, json.loads(json.dumps({**definition(sweep), "config": config}))
-  record, old = _read(workdir, kind), None
-  if record:
-    _check_same(workdir, record["sweep"], about)
-    storage, _ = find_study(workdir, url, record["study"])
-    old = optuna.load_study(study_name=record["study"], storage=storage, pruner=_pruner(sweep))
-    changed = [name for name in _MAY_CHANGE if record["sweep"][name] != about[name]]
-    if changed and not alone:
-      raise Refused(f"The sweep in {workdir} is being worked on with {changed[0]} = {record['sweep'][changed[0]]!r}, "
-                    f"but now it is {about[changed[0]]!r}; wait for that or stop it, and the same command goes on.")
-    if not changed and not (alone and any(_is_to_be_retried(trial, sweep.retries) for trial in old.get_trials(False))):
-      _add_missing(old, first)
-      return old
-  else:
-    storage = open_storage(url, workdir / JOURNAL)
+  record, new = _read(workdir, kind), {"storage": kind, "train": list(train), "sweep": about}
+  if record is None:
+    return _begin(sweep, workdir, open_storage(url, workdir / JOURNAL), new, first)
+  _check_same(workdir, record["sweep"], about)
+  storage, _ = find_study(workdir, url, record["study"])
+  old = optuna.load_study(study_name=record["study"], storage=storage, pruner=_pruner(sweep))
+  changed = [name for name in _MAY_CHANGE if record["sweep"][name] != about[name]]
+  if changed and not alone:
+    raise Refused(f"The sweep in {workdir} is being worked on with {changed[0]} = {record['sweep'][changed[0]]!r}, but "
+                  f"now it is {about[changed[0]]!r}; wait for that or stop it, and the same command goes on.")
+  trials = old.get_trials(deepcopy=False)
+  if not changed and not (alone and any(_is_to_be_retried(trial, sweep.retries) for trial in trials)):
+    _add_missing(old, first)
+    return old
+  study = _begin(sweep, workdir, storage, new, first, [_anew(trial, bool(changed), sweep.retries) for trial in trials])
+  if "exhausted" in old.user_attrs:
+    study.set_user_attr("exhausted", True)
+  optuna.delete_study(study_name=old.study_name, storage=storage)
+  return study
+
+
+def _begin(sweep: Sweep, workdir: pathlib.Path, storage: optuna.storages.BaseStorage, record: Mapping[str, Any],
+           first: Sequence[FrozenTrial], before: Sequence[FrozenTrial] = ()) -> optuna.Study:
+  """Makes a study with the trials of one before it, and then those that it has in any case, and writes it down."""
   name = f"{workdir.name}-{secrets.token_hex(4)}"
   study = optuna.create_study(storage=storage, study_name=name, pruner=_pruner(sweep),
                               direction="minimize" if sweep.mode == "min" else "maximize")
   study.set_metric_names([sweep.metric])
-  if old and "exhausted" in old.user_attrs:
-    study.set_user_attr("exhausted", True)
-  for trial in old.get_trials(deepcopy=False) if old else ():
-    study.add_trial(_anew(trial, bool(changed), sweep.retries))
+  for trial in before:
+    study.add_trial(trial)
   _add_missing(study, first)
-  text = json.dumps({"study": name, "storage": kind, "train": list(train), "sweep": about}, indent=2)
-  write_whole(workdir / RECORD, text + "\n")
-  if old:
-    optuna.delete_study(study_name=old.study_name, storage=storage)
+  write_whole(workdir / RECORD, json.dumps({"study": name, **record}, indent=2) + "\n")
   return study
 
 
