@@ -30,6 +30,10 @@ class Refused(UserError):
   """
 
 
+class TooLarge(Refused):
+  """The machine lacks what a config asks for, and may have what another one does."""
+
+
 def by_full_name(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Returns the leaves of nested mappings by their names joined with dots, as settings are called."""
   flat = {}

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lmjax.config import Config
-from lmjax.config_checks import Refused
+from lmjax.config_checks import TooLarge
 from lmjax.partitioning import HOST_MEMORY
 
 
@@ -18,15 +18,15 @@ def in_host_memory(x: jax.ShapeDtypeStruct) -> bool:
 
 
 def check_host_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
-  """Raises Refused where the config keeps something in the host's memory and the devices do not reach it."""
+  """Raises TooLarge where the config keeps something in the host's memory and the devices do not reach it."""
   asked = {"optim.offload": config.optim.offload, "model.remat_policy": config.model.remat_policy == "offload",
            "model.remat_offload": bool(config.model.remat_offload)}
   device = mesh.devices.flat[0]
   if any(asked.values()) and HOST_MEMORY not in {memory.kind for memory in device.addressable_memories()}:
     name = next(name for name, is_asked in asked.items() if is_asked)
-    raise Refused(f"config.{name} is {operator.attrgetter(name)(config)!r}, but a {device.device_kind} does not reach "
-                  "its host's memory by itself; set config.optim.offload to False, and config.model.remat_policy to "
-                  "products.")
+    raise TooLarge(f"config.{name} is {operator.attrgetter(name)(config)!r}, but a {device.device_kind} does not "
+                   "reach its host's memory by itself; set config.optim.offload to False, and "
+                   "config.model.remat_policy to products.")
 
 
 def check_fits(shapes: Any) -> None:
@@ -38,16 +38,16 @@ def check_fits(shapes: Any) -> None:
     shapes: pytree of jax.ShapeDtypeStruct with shardings.
 
   Raises:
-    Refused: where the state alone is larger.
+    TooLarge: where the state alone is larger.
   """
   devices, has = jax.local_devices(), _of_device()
   on_cpu = devices[0].platform == "cpu"
   if has is not None and (needed := _needed(shapes)) > has:
     shared = len(devices) if on_cpu else 1
     where = "this machine has" if on_cpu else f"a {devices[0].device_kind} has"
-    raise Refused(f"The parameters and the optimizer's state take {needed * shared / 1e9:,.1f} GB, but {where} "
-                  f"{has * shared / 1e9:,.1f} GB; make the model smaller (config.model), or split it over more devices "
-                  "(config.mesh.fsdp).")
+    raise TooLarge(f"The parameters and the optimizer's state take {needed * shared / 1e9:,.1f} GB, but {where} "
+                   f"{has * shared / 1e9:,.1f} GB; make the model smaller (config.model), or split it over more "
+                   "devices (config.mesh.fsdp).")
 
 
 def num_that_fit(shapes: Any) -> int:

@@ -9,6 +9,8 @@ that the first does not take all trials that train together. `optuna-dashboard D
   lmjax sweep --config=experiments/sweeps/depth.py --workdir=runs/depth --driver=tpe --num_trials=20 --pruner=asha
 """
 
+import contextlib
+import copy
 import dataclasses
 import functools
 import os
@@ -18,12 +20,15 @@ from typing import Any, Callable
 from absl import flags
 
 from lmjax.commands import experiment
-from lmjax.config import Config, UserError
+from lmjax.config import Config, UserError, from_config_dict
 
 REQUIRED = ("config", "workdir")
 POSITIONAL = None
 
 _OF_SWEEP = ("driver", "num_trials", "metric", "mode", "pruner", "seed", "retries")
+_WAITS_FOR_RESULTS = ("median", "hyperband")  # Pruners that stop no trial before others are complete.
+# Files, sockets and pipes of a process for each trial it trains (seven were counted), and for all else.
+_FILES_OF_TRIAL, _OTHER_FILES = 16, 200
 _INTERRUPTED = 75  # By which the driver knows that a worker has not run out of trials.
 
 
@@ -40,11 +45,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
        "given.")
   number("num_trials", "How many trials; a grid has all of its own.")
   text("metric", "What trials are compared by: a number of result.json, eval_loss by default, or of the evaluations, "
-       "such as validation/accuracy.")
+       "such as validation/accuracy. A begun sweep may go on with another metric and mode: no trial is trained again.")
   text("mode", "Whether the best is the smallest (min) or the largest (max).")
-  text("pruner", "What stops trials that are behind at an evaluation in the loop: none, median, asha or hyperband.")
+  text("pruner", "What stops trials that are behind at an evaluation in the loop: none, median, asha or hyperband. "
+       "median and hyperband compare with complete trials, so that trials train one after another unless --stack is "
+       "given.")
   number("seed", "Seed of what is drawn.")
-  number("retries", "How often a trial that raises an error is run again.")
+  number("retries", "How often a trial that raises an error is run again; a later command with more runs failed "
+         "trials again.")
   number("stack", "How many trials that differ in numbers only train together at most, in one compiled program: 1 has "
          "them run one after another; as many as fit unless given.")
   text("storage", "URL of a database that keeps the trials, such as sqlite:///FILE; a file in the workdir without.")
@@ -57,25 +65,41 @@ def main(flag_values: flags.FlagValues) -> None:
   for name in ("workers", "machines", "stack"):
     if flag_values[name].value is not None and flag_values[name].value < 1:
       raise UserError(f"--{name} is {flag_values[name].value}, but it must be at least 1.")
-  sweep, make_config = _read(flag_values)
+  sweep, base, make_config = _read(flag_values)
+  most = flag_values.stack or (1 if sweep.pruner in _WAITS_FOR_RESULTS else None)
   if flag_values.dry_run:
-    _list(sweep, make_config, flag_values.workdir, flag_values.topology, flag_values.stack)
+    _list(sweep, make_config, flag_values.workdir, flag_values.topology, most)
     return
   from lmjax.sweeps import board as board_lib
-  base = dataclasses.asdict(experiment.read_config(flag_values))
-  board = board_lib.Board(sweep, flag_values.workdir, flag_values.storage, base, _train(flag_values))
-  if "LMJAX_SWEEP_DRIVER" in os.environ:
-    _work(board, make_config, flag_values.stack, flag_values.workers * flag_values.machines)
+  from lmjax.sweeps import driver
+  os.environ.pop("LMJAX_DISTRIBUTED", None)  # Workers are runs of their own, not the processes of one.
+  is_worker = "LMJAX_SWEEP_DRIVER" in os.environ
+  environments = [] if is_worker else driver.divide_devices(flag_values.workers, os.environ)
+  board = board_lib.Board(sweep, flag_values.workdir, flag_values.storage, dataclasses.asdict(base),
+                          _train(flag_values))
+  if is_worker:
+    _work(board, make_config, most, flag_values.workers * flag_values.machines)
   else:
-    _drive(board, flag_values)
+    _drive(board, flag_values, environments)
 
 
-def _read(flag_values: flags.FlagValues) -> tuple[Any, Callable[[dict], Config]]:
-  """Returns the sweep, and what makes the experiment with some settings; both are checked."""
+def _read(flag_values: flags.FlagValues) -> tuple[Any, Config, Callable[[dict], Config]]:
+  """Returns the sweep, the experiment, and what makes it with some settings; all are checked.
+
+  The file is run once, so that all trials are of the same, also where it is edited while they train.
+  """
   from lmjax.sweeps import space as space_lib
   from lmjax.sweeps import sweep as sweep_lib
   overrides = flag_values[experiment.OVERRIDE_FLAG].value
-  base = experiment.read_config(flag_values)
+  loaded = experiment.load_experiment(flag_values.config)
+
+  def make_config(settings: dict) -> Config:
+    config = copy.deepcopy(loaded)
+    texts = [flag.removeprefix("--config.") for flag in space_lib.as_flags(settings)]
+    experiment.apply_overrides(config, [*overrides, *texts])
+    return from_config_dict(config)
+
+  base = make_config({})
   sweep = experiment.load_sweep(flag_values.config)
   if isinstance(sweep, space_lib.Space):
     sweep = sweep_lib.Sweep(sweep)
@@ -93,20 +117,17 @@ def _read(flag_values: flags.FlagValues) -> tuple[Any, Callable[[dict], Config]]
   if sweep.pruner != "none" and not in_loop:
     raise UserError(f"The sweep's pruner is {sweep.pruner}, but nothing is evaluated in the loop; set "
                     "config.eval.every_steps.")
-
-  def make_config(settings: dict) -> Config:
-    from lmjax.config import from_config_dict
-    config = experiment.load_experiment(flag_values.config)
-    texts = [flag.removeprefix("--config.") for flag in space_lib.as_flags(settings)]
-    experiment.apply_overrides(config, [*overrides, *texts])
-    return from_config_dict(config)
-
+  if sweep.pruner != "none":
+    from lmjax.sweeps.rows import may_be_evaluated
+    if not may_be_evaluated(sweep.metric):
+      raise UserError(f"The sweep's pruner is {sweep.pruner}, but its metric {sweep.metric} is none of those that "
+                      "evaluations in the loop have; give --metric=eval_loss or another of them, or --pruner=none.")
   for number, settings in enumerate(sweep_lib.planned_settings(sweep)):
     try:
       make_config(settings)
     except UserError as e:
       raise UserError(f"Trial {number} of the sweep ({' '.join(space_lib.as_flags(settings))}) cannot work: {e}") from e
-  return sweep, make_config
+  return sweep, base, make_config
 
 
 def _list(sweep: Any, make_config: Callable[[dict], Config], workdir: str, topology: str | None,
@@ -153,9 +174,20 @@ def _work(board: Any, make_config: Callable[[dict], Config], most: int | None, w
       raise outcome
     return outcome
 
-  together = worker.Together(alike, most or board.sweep.num_trials, workers, run)
+  most = min(most or board.sweep.num_trials, _num_with_files())
+  together = worker.Together(alike, most, workers, run)
   if not worker.work(board, run_trial, together=together):
     sys.exit(_INTERRUPTED)
+
+
+def _num_with_files() -> int:
+  """Returns for how many trials this process may open files, after it has asked for as many as the system gives it."""
+  import resource
+  _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  with contextlib.suppress(ValueError, OSError):  # Where there is no bound, some systems have one all the same.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+  soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, (soft - _OTHER_FILES) // _FILES_OF_TRIAL)
 
 
 def _made_once(made: dict[str, Config], make_config: Callable[[dict], Config], settings: dict) -> Config:
@@ -164,11 +196,13 @@ def _made_once(made: dict[str, Config], make_config: Callable[[dict], Config], s
   return made[name]
 
 
-def _drive(board: Any, flag_values: flags.FlagValues) -> None:
+def _drive(board: Any, flag_values: flags.FlagValues, environments: list[dict[str, str]]) -> None:
   from lmjax.config_checks import Refused
   from lmjax.sweeps import driver
   from lmjax.sweeps.rows import command
-  environments = driver.divide_devices(flag_values.workers, os.environ)
+  if board.sweep.pruner in _WAITS_FOR_RESULTS and flag_values.stack is None:
+    print(f"lmjax: the pruner {board.sweep.pruner} compares trials with complete ones, so that they train one after "
+          "another; --stack=N has N train together.", file=sys.stderr)
   workers = driver.Workers([sys.executable, "-m", "lmjax", "sweep", *_again(flag_values)],
                            board.workdir / "workers", environments)
   if not driver.drive(board, workers):
@@ -180,8 +214,8 @@ def _drive(board: Any, flag_values: flags.FlagValues) -> None:
   print("\n".join(driver.table(rows, board.sweep.metric)))
   if rows[0].state != "complete":
     reason = next((row.reason for row in rows if row.reason), "all were stopped early")
-    raise Refused(f"None of the sweep's {len(rows)} trials has a result ({reason.rstrip('.')}); mend that, and give "
-                  "another --workdir.")
+    raise Refused(f"None of the sweep's {len(rows)} trials has a result ({reason.rstrip('.')}); mend that, and the "
+                  "same command, with more --retries, runs them again.")
   print(f"\nThe best, alone:\n  {command(train, rows[0].settings, f'{board.workdir}-best')}")
 
 

@@ -16,19 +16,19 @@ import json
 import math
 import os
 import pathlib
-import secrets
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 import warnings
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lmjax.config_checks import Refused, UserError, by_full_name
-from lmjax.sweeps.choices import Asking, Noting, by_field
-from lmjax.sweeps.rows import JOURNAL, RECORD, Row, best_first, rows_of, settings_of
-from lmjax.sweeps.space import Cube, Settings, draw
-from lmjax.sweeps.storage import check_locks, locked, open_storage
-from lmjax.sweeps.sweep import PLANNED, Sweep, cubes, definition, planned
+from lmjax.config_checks import Refused, UserError
+from lmjax.sweeps.choices import Asking, Noting
+from lmjax.sweeps.rows import RECORD, Row, best_first, rows_of, settings_of
+from lmjax.sweeps.space import Settings, draw
+from lmjax.sweeps.storage import check_locks, joined, locked
+from lmjax.sweeps.study import first_trials, open_study, waiting
+from lmjax.sweeps.sweep import PLANNED, Sweep, cubes
 from lmjax.workdir import is_local, write_whole
 
 # A trial whose workers die so often before it has a further checkpoint is given up: it is what kills them.
@@ -60,7 +60,7 @@ class Board:
 
   def __init__(self, sweep: Sweep, workdir: str | os.PathLike, storage: str | None = None,
                config: Mapping[str, Any] | None = None, train: Sequence[str] = ()):
-    """Opens a sweep, or begins one.
+    """Opens a sweep, or begins one; where no other board of it is open, failed trials that may be run again will be.
 
     Args:
       sweep: resolved.
@@ -70,7 +70,7 @@ class Board:
       train: command of a run of it, without a trial's settings and folder, for those who are shown the trials.
 
     Raises:
-      UserError: where the workdir holds another sweep.
+      UserError: where the workdir holds another sweep; see `study.open_study`.
       Refused: where it cannot be written, or its file system has no locks.
     """
     if not is_local(workdir):
@@ -81,6 +81,7 @@ class Board:
     warnings.filterwarnings("ignore", ".*`gamma` has been deprecated", FutureWarning)  # There until Optuna 6.
     if sweep.driver == "gp":
       _check_torch()
+    first = first_trials(sweep)  # A space that cannot be noted leaves nothing behind.
     self.sweep, self.workdir = sweep, pathlib.Path(workdir).absolute()
     try:
       (self.workdir / "claims").mkdir(parents=True, exist_ok=True)
@@ -88,16 +89,17 @@ class Board:
     except OSError as e:
       raise Refused(f"The workdir {workdir} cannot be written ({e.strerror}); give a --workdir that can.") from e
     with self._turn():
-      about = json.loads(json.dumps({**definition(sweep), "config": config or {}}))
-      name = self._identify(storage, about, train)
-      self._storage = open_storage(storage, self.workdir / JOURNAL)
-      self._study = optuna.create_study(
-          storage=self._storage, study_name=name, load_if_exists=True, pruner=_pruner(sweep),
-          direction="minimize" if sweep.mode == "min" else "maximize")
-      if self._study.metric_names is None:
-        self._study.set_metric_names([sweep.metric])
-      self._id = self._storage.get_study_id_from_name(name)
-      self._plan()
+      self._open, alone = joined(self.workdir / "claims" / "open")
+      try:
+        self._study = open_study(sweep, self.workdir, storage, first, alone, config or {}, train)
+      except BaseException:
+        self.close()
+        raise
+    self._storage, self._id = self._study._storage, self._study._study_id
+
+  def close(self) -> None:
+    """Says that this board is no longer used; where no other is open, the next one may begin the study anew."""
+    os.close(self._open)
 
   def take(self) -> Claim | None:
     """Returns the next trial for this worker: one whose worker has died, else a new one; None where there is none."""
@@ -153,7 +155,7 @@ class Board:
     Args:
       claim: of this worker, which is given back.
       state: complete, pruned, diverged or failed. Samplers learn that where a trial diverged is a bad place, and
-        nothing from one that failed.
+        nothing from one that failed. gp, which learns from complete ones only, is told the worst value of any.
       value: of the metric, of a complete one.
       reason: in one line, of one that failed or diverged.
     """
@@ -161,6 +163,9 @@ class Board:
       if not self._trial(claim.number).state.is_finished():
         if reason:
           self._note(claim.number, "reason", reason)
+        if state == "diverged" and self.sweep.driver == "gp" and self.has_values():
+          worst = max if self.sweep.mode == "min" else min
+          state, value = "complete", worst(row.value for row in self.rows() if row.value is not None)
         self._study.tell(claim.number, value if state == "complete" else None, {
             "complete": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(state, TrialState.PRUNED))
       self.leave(claim)
@@ -175,9 +180,26 @@ class Board:
     """Gives a trial back, to be gone on with unless it has ended."""
     os.close(claim.lock)
 
+  def put_back(self, claim: Claim) -> None:
+    """Gives a trial back as if nobody had started it."""
+    about = self._trial(claim.number).user_attrs
+    self._note(claim.number, "starts", about["starts"] - 1)
+    self._note(claim.number, "starts_from", [about["starts_from"][0], claim.starts - 1])
+    self.leave(claim)
+
+  def has_values(self) -> bool:
+    """Returns whether any trial has been told with a value of the metric."""
+    return any(row.value is not None for row in self.rows())
+
+  def refuse(self, reason: str) -> None:
+    """Has all who work on the sweep hear that it cannot be as it was asked for."""
+    self._study.set_user_attr("refused", reason)
+
   def is_over(self) -> bool:
-    """Returns whether every trial has ended and there will be no more."""
+    """Returns whether every trial has ended and there will be no more; raises a UserError where it was refused."""
     with self._turn():
+      if reason := self._study.user_attrs.get("refused"):
+        raise UserError(reason)
       trials = self._trials()
       return all(trial.state.is_finished() for trial in trials) and not self._wants_more(trials)
 
@@ -202,48 +224,6 @@ class Board:
   def folder(self, number: int) -> pathlib.Path:
     """Returns the folder of a trial's run."""
     return self.workdir / "trials" / f"{number:03}"
-
-  def _identify(self, storage: str | None, about: dict[str, Any], train: Sequence[str]) -> str:
-    """Returns the study's name, which the first one to come writes down with what the sweep is."""
-    path, kind = self.workdir / RECORD, "a database" if storage else JOURNAL
-    if not path.exists():
-      name = f"{self.workdir.name}-{secrets.token_hex(4)}"
-      record = {"study": name, "storage": kind, "train": list(train), "sweep": about}
-      write_whole(path, json.dumps(record, indent=2) + "\n")
-      return name
-    try:
-      record = json.loads(path.read_text())
-      was, before = record["storage"], record["sweep"]
-    except (ValueError, KeyError) as e:
-      raise UserError(f"{path} is not as a sweep writes it ({e}); put it back, or give another --workdir.") from e
-    if was != kind:
-      raise UserError(f"The sweep in {self.workdir} keeps its trials in {was}, but --storage "
-                      f"{'names a database' if storage else 'is not given'}; give what it was begun with.")
-    old, new = by_full_name(before), by_full_name(about)
-    # What only one of them has is a setting that another version of lmjax has, or has not.
-    changed = next((field for field in old if field in new and old[field] != new[field]), None)
-    if changed is not None:
-      raise UserError(f"The sweep in {self.workdir} has {changed} = {old[changed]!r}, but now it is "
-                      f"{new[changed]!r}; to go on keep what it was, for another sweep give another --workdir.")
-    return record["study"]
-
-  def _plan(self) -> None:
-    """Adds the trials that are known before any is run, unless they are there."""
-    there = {trial.user_attrs.get("planned") for trial in self._trials()}
-    for i, point in enumerate(planned(self.sweep)):
-      if i in there:
-        continue
-      if isinstance(point, Cube):
-        noting = Noting(self.sweep.space, point)
-        settings, params, distributions = draw(self.sweep.space, noting), noting.params, noting.distributions
-      else:
-        settings, (params, distributions) = point, by_field(self.sweep.space, point)
-      self._add(params, distributions, settings, {"planned": i})
-
-  def _add(self, params: dict, distributions: dict, settings: Settings, about: Mapping[str, Any]) -> None:
-    self._study.add_trial(optuna.trial.create_trial(
-        state=TrialState.WAITING, params=params, distributions=distributions,
-        user_attrs={"settings": settings, **about}))
 
   def _claims(self) -> Iterator[Claim]:
     """Yields trials, locked: those whose workers have died, then new ones."""
@@ -286,6 +266,7 @@ class Board:
     if count <= _MOST_STARTS:
       return claim
     self._note(number, "reason", f"its worker ended {_MOST_STARTS} times without a word or a new checkpoint")
+    self._note(number, "errors", _MOST_STARTS)
     self._study.tell(number, state=TrialState.FAIL)
     os.close(lock)
     return None
@@ -308,7 +289,7 @@ class Board:
       noting = Noting(space, point)
       settings = draw(space, noting)
       if settings not in seen:
-        self._add(noting.params, noting.distributions, settings, {})
+        self._study.add_trial(waiting(noting.params, noting.distributions, settings, {}))
         return
     self._study.set_user_attr("exhausted", True)
 
@@ -347,16 +328,6 @@ def _num_good(count: int) -> int:
   Optuna's tenth is one or two trials of the first twenty, which say little of how the good place is shaped.
   """
   return min(math.ceil(0.25 * count), 25)
-
-
-def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
-  """Returns what stops trials, which counts in evaluations."""
-  return {
-      "none": optuna.pruners.NopPruner,
-      "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=3),
-      "asha": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
-      "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3),
-  }[sweep.pruner]()
 
 
 def _last_checkpoint(folder: pathlib.Path) -> int:

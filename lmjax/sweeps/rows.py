@@ -8,6 +8,7 @@ import pathlib
 import shlex
 from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lmjax.config_checks import UserError
@@ -67,7 +68,7 @@ def rows_of(trials: Iterable[FrozenTrial]) -> list[Row]:
     twin, state, reason = about.get("duplicate_of"), _NAMES[trial.state], about.get("reason", "")
     if twin is not None:
       state, reason = "duplicate", reason or f"the same settings as trial {twin}"
-    elif state == "pruned" and reason:
+    elif state in ("pruned", "complete") and reason:
       state = "diverged"
     elif state == "pruned" and trial.last_step is not None:
       reason = f"behind others at evaluation {trial.last_step}"
@@ -102,6 +103,11 @@ def evaluated_name(names: Iterable[str], metric: str) -> str | None:
   return next((name for name in names if short and "/" in name and name.rpartition("/")[2] == short), None)
 
 
+def may_be_evaluated(metric: str) -> bool:
+  """Returns whether evaluations in the loop may have a metric; a run may have others at its end, or in its steps."""
+  return "/" in metric or metric in _OF_RESULT
+
+
 def settings_of(kept: Any) -> Any:
   """Returns settings as they were before JSON made lists of their tuples."""
   if isinstance(kept, Mapping):
@@ -132,7 +138,8 @@ def read(workdir: str | os.PathLike, storage: str | None = None) -> Found:
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(f"{folder / RECORD} is not as a sweep writes it ({e}); give the --workdir of a sweep.") from e
   if storage or kept == JOURNAL:
-    rows = rows_of(_trials(folder, storage, study))
+    opened, number = find_study(folder, storage, study)
+    rows = rows_of(opened.get_all_trials(number))
   elif "trials" in record:
     rows = [Row(**{field.name: settings_of(trial[field.name]) for field in dataclasses.fields(Row)})
             for trial in record["trials"]]
@@ -141,12 +148,24 @@ def read(workdir: str | os.PathLike, storage: str | None = None) -> Found:
   return Found(sweep, record.get("train", []), best_first(rows, sweep["mode"]))
 
 
-def _trials(folder: pathlib.Path, storage: str | None, study: str) -> list[FrozenTrial]:
+def find_study(folder: pathlib.Path, storage: str | None, study: str) -> tuple[BaseStorage, int]:
+  """Returns where a begun sweep keeps its trials, and its study's number there; nothing is made.
+
+  Args:
+    folder: of the sweep.
+    storage: URL of the database; None is the journal in the folder.
+    study: its name.
+
+  Raises:
+    UserError: where there is no such study.
+  """
   if storage is None and not (folder / JOURNAL).exists():
-    raise UserError(f"{folder} has no {JOURNAL}, where its sweep keeps its trials; put it back.")
+    raise UserError(f"{folder} has no {JOURNAL}, where its sweep keeps its trials; put it back, or give another "
+                    "--workdir.")
   opened = open_storage(storage, folder / JOURNAL)
   try:
-    return opened.get_all_trials(opened.get_study_id_from_name(study))
+    return opened, opened.get_study_id_from_name(study)
   except KeyError as e:
     raise UserError(f"{'The database of --storage' if storage else folder / JOURNAL} holds no study {study}, which "
-                    f"{folder / RECORD} names; give the one that the sweep was begun with.") from e
+                    f"{folder / RECORD} names; give the one that the sweep was begun with, or another --workdir."
+                    ) from e

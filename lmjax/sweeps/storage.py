@@ -30,6 +30,15 @@ def locked(path: pathlib.Path, wait: bool = False) -> int | None:
   return file
 
 
+def joined(path: pathlib.Path) -> tuple[int, bool]:
+  """Returns an open file with a lock that many may have, and whether nobody else has it now; one at a time calls it."""
+  file = locked(path)
+  alone = file is not None
+  file = file if alone else os.open(path, os.O_RDWR)
+  fcntl.flock(file, fcntl.LOCK_SH)
+  return file, alone
+
+
 def check_locks(path: pathlib.Path) -> None:
   """Raises a Refused where a lock keeps nobody out."""
   path = path.with_name(f"{path.name}-{secrets.token_hex(4)}")

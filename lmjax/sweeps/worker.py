@@ -3,6 +3,9 @@
 Trials run in the worker's own process, because a start of Python and JAX costs more than many a
 small trial; what a crash takes with it is the process, which the driver starts again, and not the trial, which the next
 worker goes on with from its checkpoint.
+
+What is wrong with a trial fails that trial. What is wrong with the machine, such as a full disk, would fail all of them
+one after another: it ends the worker, which puts its trials back; and so does a metric that they do not have.
 """
 
 import json
@@ -13,7 +16,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from absl import logging
 
-from lmjax.config_checks import Refused, UserError
+from lmjax.config_checks import Refused, TooLarge, UserError, nearest
 from lmjax.sweeps.board import Board, Claim
 from lmjax.sweeps.rows import evaluated_name
 from lmjax.sweeps.space import Settings
@@ -23,6 +26,10 @@ _ENDED = ("finished", "pruned")
 
 Report = Callable[[int, Mapping[str, float]], bool]
 RunTrial = Callable[[Settings, pathlib.Path, Report], Mapping[str, Any]]
+
+
+class _Lacking(UserError):
+  """The trials have not the metric by which they are to be compared."""
 
 
 class Together(NamedTuple):
@@ -53,6 +60,10 @@ def work(board: Board, run_trial: RunTrial, pause: float = 1.0, together: Togeth
 
   Returns:
     False where a signal has stopped it before.
+
+  Raises:
+    Refused: where the machine stands in the way of a trial, which is put back.
+    UserError: where trials have not the sweep's metric; they are put back, to be told with another one.
   """
   while True:
     claim = board.take()
@@ -68,9 +79,7 @@ def metric_of(result: Mapping[str, Any], folder: pathlib.Path, metric: str) -> f
   """Returns a metric of a run: of its result, else of its last evaluation that had it; None where there is none."""
   if metric in result:
     return result[metric]
-  path = folder / "metrics.jsonl"
-  records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-  return next((record[metric] for record in reversed(records) if metric in record), None)
+  return next((record[metric] for record in reversed(_records(folder)) if metric in record), None)
 
 
 def _more(board: Board, claim: Claim, together: Together | None) -> list[Claim]:
@@ -85,11 +94,13 @@ def _run(board: Board, claims: Sequence[Claim], run_trial: RunTrial, together: T
     try:
       made = together.run([(claim.settings, claim.folder, _reporter(board, claim)) for claim in todo])
       outcomes |= {claim.number: outcome for claim, outcome in zip(todo, made)}
+    except _Lacking as e:
+      outcomes |= {claim.number: e for claim in todo}
     except Exception:  # Of one of them, or of all together: alone each shows its own.
       logging.exception("Trials %s cannot train together and are run one after another.",
                         ", ".join(str(claim.number) for claim in todo))
       outcomes |= _ended(todo)
-  goes_on = True
+  goes_on, fault = True, None
   for claim in claims:
     if goes_on and claim.number not in outcomes:
       try:
@@ -97,8 +108,31 @@ def _run(board: Board, claims: Sequence[Claim], run_trial: RunTrial, together: T
       except Exception as e:
         outcomes[claim.number] = e
     # An error is not kept: it holds the arrays of its run.
-    goes_on = _end(board, claim, outcomes.pop(claim.number, {"status": "interrupted"})) and goes_on
+    outcome = outcomes.pop(claim.number, {"status": "interrupted"})
+    if found := _fault(board, claim, outcome):
+      fault, goes_on = found, False
+      board.put_back(claim)
+    else:
+      goes_on = _end(board, claim, outcome) and goes_on
+  if isinstance(fault, _Lacking):
+    board.refuse(str(fault))
+  if fault:
+    raise fault
   return goes_on
+
+
+def _fault(board: Board, claim: Claim, outcome: Mapping[str, Any] | Exception) -> Exception | None:
+  """Returns what is wrong with the machine or the sweep, so that any other trial would come to the same here."""
+  if isinstance(outcome, Exception):
+    of_all = isinstance(outcome, (Refused, _Lacking)) and not isinstance(outcome, TooLarge)
+    return outcome if of_all and not _has_stopped(claim) else None
+  metric = board.sweep.metric
+  if outcome["status"] != "finished" or metric_of(outcome, claim.folder, metric) is not None or board.has_values():
+    return None
+  numbers = {name for found in (outcome, *_records(claim.folder)) for name, value in found.items()
+             if isinstance(value, (int, float))}
+  return _Lacking(f"The sweep's metric is {metric}, of which trial {claim.number} has no number"
+                  f"{nearest(metric, numbers)}")
 
 
 def _ended(claims: Sequence[Claim]) -> dict[int, Mapping[str, Any]]:
@@ -109,7 +143,10 @@ def _ended(claims: Sequence[Claim]) -> dict[int, Mapping[str, Any]]:
 
 def _reporter(board: Board, claim: Claim) -> Report:
   def report(count: int, values: Mapping[str, float]) -> bool:
-    name = evaluated_name(values, board.sweep.metric)
+    sweep, name = board.sweep, evaluated_name(values, board.sweep.metric)
+    if name is None and (sweep.pruner != "none" or "/" in sweep.metric):  # No later evaluation will have it.
+      raise _Lacking(f"The sweep's metric is {sweep.metric}, which evaluations in the loop have not"
+                     f"{nearest(sweep.metric, values) if values else '; they have no set to evaluate.'}")
     return name is not None and board.report(claim, count, values[name])
   return report
 
@@ -119,9 +156,9 @@ def _end(board: Board, claim: Claim, outcome: Mapping[str, Any] | Exception) -> 
   if isinstance(outcome, Exception):
     mistake = isinstance(outcome, UserError)
     reason = _line(str(outcome) if mistake else f"{type(outcome).__name__}: {outcome}")
-    if _result(claim.folder).get("status") == "stopped":  # By a loss that is not finite, or a spike.
+    if _has_stopped(claim):
       board.end(claim, "diverged", reason=reason)
-    elif mistake and not isinstance(outcome, Refused) or board.fails(claim) > board.sweep.retries:
+    elif mistake or board.fails(claim) > board.sweep.retries:
       board.end(claim, "failed", reason=reason)
     else:
       logging.error("Trial %d failed and is run again.", claim.number, exc_info=outcome)
@@ -141,9 +178,19 @@ def _end(board: Board, claim: Claim, outcome: Mapping[str, Any] | Exception) -> 
   return True
 
 
+def _has_stopped(claim: Claim) -> bool:
+  """Has a loss that is not finite, or a spike, ended the run?"""
+  return _result(claim.folder).get("status") == "stopped"
+
+
 def _result(folder: pathlib.Path) -> Mapping[str, Any]:
   path = folder / "result.json"
   return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _records(folder: pathlib.Path) -> list[Mapping[str, Any]]:
+  path = folder / "metrics.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _line(text: str) -> str:

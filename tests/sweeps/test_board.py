@@ -163,7 +163,7 @@ def test_a_failed_trial_says_why_and_is_retried_no_more_than_it_may(begin):
       "1      failed               train.batch_size=2  (ValueError: a b)"]
 
 
-def test_a_trial_that_diverges_is_run_once_and_a_full_disk_again(begin):
+def test_a_trial_that_diverges_is_run_once(begin):
   board, calls = begin(values(BATCH, [1, 2])), []
 
   def run(settings, folder, report):
@@ -172,10 +172,8 @@ def test_a_trial_that_diverges_is_run_once_and_a_full_disk_again(begin):
       folder.mkdir(parents=True)
       (folder / "result.json").write_text('{"status": "stopped"}')
       raise Refused("The loss is not finite.")
-    if calls.count(2) == 1:
-      raise Refused("No space is left.")
     return {"status": "finished", "eval_loss": 1.0}
-  assert work(board, run) and sorted(calls) == [1, 2, 2]
+  assert work(board, run) and sorted(calls) == [1, 2]
   assert [(row.state, row.value, row.reason) for row in board.best_first()] == [
       ("complete", 1.0, ""), ("diverged", None, "The loss is not finite.")]
 
@@ -193,6 +191,18 @@ def test_a_search_leaves_the_place_where_trials_diverge(begin):
   work(board, run)
   # Half of the range diverges, and so do half of the first eight, which are spread evenly.
   assert sum(rate > 1e-2 for rate in calls[:8]) == 4 and sum(rate > 1e-2 for rate in calls[8:]) < 5
+
+
+def test_gp_is_told_the_worst_of_a_trial_that_diverges(begin):
+  board = begin(values(BATCH, [1, 2, 3]), driver="gp", num_trials=3)
+  first, second, third = board.take(), board.take(), board.take()
+  board.end(first, "complete", 1.0)
+  board.end(second, "complete", 2.0)
+  board.end(third, "diverged", reason="Not finite.")
+  told = board._trial(third.number)
+  assert (told.state.name, told.value) == ("COMPLETE", 2.0)
+  row = board.rows()[third.number]
+  assert (row.state, row.value, row.reason) == ("diverged", None, "Not finite.")
 
 
 def test_an_interrupted_trial_is_gone_on_with(begin):
