@@ -5,6 +5,7 @@ the same numbers, where failed trials are to be run again, or the values of anot
 """
 
 import json
+import os
 import pathlib
 import secrets
 from typing import Any, Mapping, Sequence
@@ -22,6 +23,7 @@ from lmjax.workdir import write_whole
 
 # What a begun sweep may be given anew.
 _MAY_CHANGE = ("metric", "mode")
+_SHOWN = 50  # Letters of a setting on either side of where it has changed.
 
 
 def waiting(params: dict, distributions: dict, settings: Settings, about: Mapping[str, Any]) -> FrozenTrial:
@@ -121,8 +123,17 @@ def _check_same(workdir: pathlib.Path, before: Mapping[str, Any], about: Mapping
   changed = next((field for field in old if field in new and field not in _MAY_CHANGE and old[field] != new[field]),
                  None)
   if changed is not None:
-    raise UserError(f"The sweep in {workdir} has {changed} = {old[changed]!r}, but now it is {new[changed]!r}; to go "
-                    "on keep what it was, for another sweep give another --workdir.")
+    was, now = _where_they_part(repr(old[changed]), repr(new[changed]))
+    raise UserError(f"The sweep in {workdir} has {changed} = {was}, but now it is {now}; to go on keep what it was, "
+                    "for another sweep give another --workdir.")
+
+
+def _where_they_part(*texts: str) -> list[str]:
+  """Returns what two long texts have where they begin to differ; short ones as they are."""
+  first = len(os.path.commonprefix(texts))
+  low, high = max(0, first - _SHOWN), first + _SHOWN
+  return [text if len(text) <= 2 * _SHOWN else f"{'... ' * bool(low)}{text[low:high]}{' ...' * (high < len(text))}"
+          for text in texts]
 
 
 def _add_missing(study: optuna.Study, first: Sequence[FrozenTrial]) -> None:

@@ -55,6 +55,13 @@ def test_trials_of_no_known_sweep_are_not_taken_over(tmp_path):
     begin(tmp_path / "sweep", [30.0, 40.0])
 
 
+def test_of_long_spaces_it_is_told_where_they_part(tmp_path):
+  begin(tmp_path / "sweep", [float(i) for i in range(1, 100)])
+  with pytest.raises(UserError, match=r"has space = \.\.\. .* 49\.0, 50\.0, 51\.0, .* \.\.\., but now it is") as told:
+    begin(tmp_path / "sweep", [float(i + (i == 50) * 0.5) for i in range(1, 100)])
+  assert "50.5" in str(told.value) and len(str(told.value)) < 500
+
+
 def test_a_sweep_whose_study_is_gone_is_not_begun_anew(tmp_path):
   work(begin(tmp_path / "sweep"), finish)
   (tmp_path / "sweep" / "optuna.journal").unlink()
