@@ -9,7 +9,7 @@ import math
 import re
 import types
 import typing
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 # Every duration: (group, stem of its three fields).
 DURATIONS = (("train", "num"), ("optim", "warmup"), ("optim", "decay"), ("eval", "every"), ("checkpoint", "every"))
@@ -32,6 +32,13 @@ class Refused(UserError):
 
 class TooLarge(Refused):
   """The machine lacks what a config asks for, and may have what another one does."""
+
+
+def check_one_of(what: str, value: str, known: Iterable[str]) -> None:
+  """Raises a UserError, which says `what` of the value, where it is none of those that are known."""
+  known = tuple(known)
+  if value not in known:
+    raise UserError(f"{what} {value!r}{nearest(value, known)}")
 
 
 def by_full_name(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

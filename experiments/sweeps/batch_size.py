@@ -9,7 +9,7 @@ Hardware: any for `cpu`, where 16 trials took 3.5 minutes on two busy CPU cores.
 """
 
 from lmjax.config import base_config
-from lmjax.config_checks import UserError, nearest
+from lmjax.config_checks import check_one_of
 from lmjax.models import families
 from lmjax.sweeps import Sweep, grid
 
@@ -17,8 +17,7 @@ _SIZES = ("cpu", "pod")
 
 
 def get_config(size="cpu"):
-  if size not in _SIZES:
-    raise UserError(f"experiments/sweeps/batch_size.py has no size {size!r}{nearest(size, _SIZES)}")
+  check_one_of("experiments/sweeps/batch_size.py has no size", size, _SIZES)
   config = base_config()
   if size == "pod":
     config.model.update(families.gpt2("124M"), vocab_size=50304, dropout=0.0)

@@ -10,7 +10,7 @@ Hardware: any for `cpu`, where the 18 trials of the grid took 2.6 minutes on two
 """
 
 from lmjax.config import base_config
-from lmjax.config_checks import UserError, nearest
+from lmjax.config_checks import check_one_of
 from lmjax.models import families
 from lmjax.sweeps import Sweep, grid
 
@@ -18,8 +18,7 @@ _SIZES = ("cpu", "pod")
 
 
 def get_config(size="cpu"):
-  if size not in _SIZES:
-    raise UserError(f"experiments/sweeps/depth.py has no size {size!r}{nearest(size, _SIZES)}")
+  check_one_of("experiments/sweeps/depth.py has no size", size, _SIZES)
   config = base_config()
   if size == "pod":
     config.model.update(families.llama_style(), embed_dim=768, num_heads=12)

@@ -26,7 +26,7 @@ Hardware: any for `cpu`; two cores for `ladder`. `pod` has not been run.
 """
 
 from lmjax.config import base_config
-from lmjax.config_checks import UserError, nearest
+from lmjax.config_checks import check_one_of
 from lmjax.models import families
 from lmjax.sweeps import Sweep, chain, product, values
 from lmjax.sweeps.ladder import ladder
@@ -39,8 +39,7 @@ FORETOLD = (4e13, (160,), 1)
 
 
 def get_config(size="cpu"):
-  if size not in _SIZES:
-    raise UserError(f"experiments/sweeps/isoflop.py has no size {size!r}{nearest(size, _SIZES)}")
+  check_one_of("experiments/sweeps/isoflop.py has no size", size, _SIZES)
   config = base_config()
   if size == "pod":
     config.model.update(families.llama_style(), num_layers=12, embed_dim=768, num_heads=6, mlp_dim=2048)

@@ -13,7 +13,7 @@ Hardware: any for `cpu`. `pod` has not been run.
 """
 
 from lmjax.config import base_config
-from lmjax.config_checks import UserError, nearest
+from lmjax.config_checks import check_one_of
 from lmjax.models import families
 from lmjax.sweeps import Sweep, grid, product, values, zipped
 
@@ -23,8 +23,7 @@ _SHAPES = {"cpu": (32, 2, (32, 64, 128, 256), (2, 4, 8), 16), "pod": (256, 4, (2
 
 
 def get_config(what="cpu"):
-  if what not in _SIZES:
-    raise UserError(f"experiments/sweeps/mup_transfer.py has no size {what!r}{nearest(what, _SIZES)}")
+  check_one_of("experiments/sweeps/mup_transfer.py has no size", what, _SIZES)
   size, _, _ = what.partition("-")
   base_width, base_depth, _, _, head_dim = _SHAPES[size]
   config = base_config()

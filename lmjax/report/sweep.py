@@ -15,6 +15,7 @@ from lmjax.report import page as page_lib
 from lmjax.report import trials as trials_lib
 from lmjax.report.script import SCRIPT, STYLE
 from lmjax.report.trials import Trial, short
+from lmjax.sweeps.space import is_number
 
 # How the command of a run begins in a sweep that has not written it down.
 _UNKNOWN = ("lmjax", "train", "--config=FILE")
@@ -125,7 +126,7 @@ def _best(sweep: SweepTrials) -> str:
   edges = {"smallest": [], "largest": []}
   for field, values in trials_lib.searched([trial for trial in sweep.trials if trial.value is not None]).items():
     value = best.row.settings.get(field)
-    ordered = trials_lib.is_number(value) and len(values) > 2 and field not in {"seed", *sweep.ranges}
+    ordered = is_number(value) and len(values) > 2 and field not in {"seed", *sweep.ranges}
     if ordered and value in (values[0], values[-1]):
       edges["smallest" if value == values[0] else "largest"].append(f"{field} {trials_lib.words(value)}")
   said = "".join(f"<li>Has the {end} that was tried of {html.escape(', '.join(fields))}: the best may lie beyond.</li>"

@@ -11,6 +11,7 @@ from lmjax.report import trials as trials_lib
 from lmjax.report.page import figure, large
 from lmjax.report.trials import Trial, short
 from lmjax.sweeps.rows import evaluated_name
+from lmjax.sweeps.space import is_number
 
 # Curves in one picture; more hide each other.
 _MOST_CURVES = 60
@@ -232,7 +233,7 @@ def _word(axes: Any, text: Any, x: float, y: float) -> None:
 
 def _positions(values: Sequence[Any], drawn: bool):
   """Returns a function from a value to its height, 0 to 1, and the (height, text) of ticks."""
-  if all(map(trials_lib.is_number, values)):
+  if all(map(is_number, values)):
     distinct = sorted(set(values))
     marks = distinct if len(distinct) <= _MOST_GROUPS and not drawn else _marks(distinct)
     place = lambda value: _NOT_SET if value is None else _share(value, distinct)

@@ -10,6 +10,7 @@ import numpy as np
 from lmjax.records import curves_of, read_lines
 from lmjax.report.page import large
 from lmjax.sweeps.rows import Row
+from lmjax.sweeps.space import is_number
 
 # Settings that are no part of what is compared: repeats of the same.
 _REPEATS = ("seed",)
@@ -78,10 +79,6 @@ def words(value: Any) -> str:
   if value is None or not isinstance(value, float):
     return "–" if value is None else str(value)
   return large(value) if abs(value) >= 1e4 else f"{value:.4g}"
-
-
-def is_number(value: Any) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_log(values: Sequence[Any]) -> bool:

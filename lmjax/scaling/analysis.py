@@ -180,10 +180,10 @@ def _optimum(fit: Fit, drawn: dict[str, np.ndarray], count: FlopCount, degrees: 
   if fit.law.optimum is None:
     return None
   one = optimal(fit.law, {name: np.array([value]) for name, value in fit.values.items()}, count.per_param_token)
-  many = optimal(fit.law, drawn, count.per_param_token)
+  many, unknown = optimal(fit.law, drawn, count.per_param_token), _is_open(fit)
   return {"formula": "N = N_coefficient * C^a, D = D_coefficient * C^b",
           **{name: float(value[0]) for name, value in one.items()},
-          "intervals": {name: None if _is_open(fit) else bootstrap.interval(values, degrees)
+          "intervals": {name: None if unknown else bootstrap.interval(values, degrees)
                         for name, values in many.items()}}
 
 

@@ -147,12 +147,11 @@ def select(table: Table, columns: Columns, per_param_token: float = 6.0, attenti
     _, run = np.unique(table.text(columns.run, "run"), return_inverse=True)
     return Runs(table.names, run, points, loss, table), count
   # A copy of a run tells nothing new.
-  _, run = np.unique(np.stack([*dataclasses.astuple(points), loss], axis=1), axis=0, return_inverse=True)
-  if copies := len(run) - run.max() - 1:
+  known: dict[tuple, int] = {}
+  run = np.array([known.setdefault(row, len(known)) for row in zip(size, tokens, points.flops, loss)])
+  if copies := len(run) - len(known):
     table = dataclasses.replace(table, notes=[*table.notes, f"{copies} of {len(run)} runs are copies of others, in "
                                               "compute and loss too, and count as one run with these."])
-  _, first = np.unique(run, return_index=True)
-  run = np.argsort(np.argsort(first))[run]  # Numbered as they come.
   return Runs(table.names, run, points, loss, table), count
 
 

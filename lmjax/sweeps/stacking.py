@@ -67,9 +67,9 @@ def _may_stack(config: Config) -> bool:
   # Moments or activations in the host's memory, stages and rings have not been seen to work in a stack.
   mesh = dataclasses.asdict(config.mesh)
   split = [axis for axis in mesh if axis not in ("replica", "data", *_WITHIN) and mesh[axis] != 1]
-  if config.tracking.trackio_project is not None:  # It has one run of a process at a time.
-    return False
-  return not (split or config.optim.offload or config.model.remat_policy == "offload" or config.model.remat_offload)
+  one_at_a_time = config.tracking.trackio_project is not None  # Trackio has one run of a process.
+  return not (split or one_at_a_time or config.optim.offload or config.model.remat_policy == "offload"
+              or config.model.remat_offload)
 
 
 def _without(config: Config, name: str) -> Config:

@@ -15,8 +15,10 @@ import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from absl import logging
+from etils import epath
 
 from lmjax.config_checks import Refused, TooLarge, UserError, nearest
+from lmjax.records import read_lines
 from lmjax.sweeps.board import Board, Claim
 from lmjax.sweeps.rows import evaluated_name
 from lmjax.sweeps.space import Settings
@@ -189,8 +191,8 @@ def _result(folder: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _records(folder: pathlib.Path) -> list[Mapping[str, Any]]:
-  path = folder / "metrics.jsonl"
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  path = epath.Path(folder) / "metrics.jsonl"
+  return read_lines(path) if path.exists() else []
 
 
 def _line(text: str) -> str:
